@@ -1,0 +1,51 @@
+# Everything from nothing: `make demo` sets up and writes a story, `make test` sets up and checks the project.
+# PYTHON chooses the interpreter (3.10 or later), VENV the folder of the environment.
+
+SHELL := /bin/bash
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell for each in python3.13 python3.12 python3.11 python3.10 python3 python; do \
+	$$each -c 'import sys; raise SystemExit(sys.version_info < (3, 10))' 2>/dev/null && echo $$each && break; done)
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test setup clean
+
+demo: $(VENV)/.demo
+	@$(BIN)/python -m trm_mlx doctor
+	@echo
+	$(BIN)/python -m trm_mlx.generate --prompt "Once upon a time" --max-tokens 200
+
+test: $(VENV)/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/ty check --python $(VENV) .
+	$(BIN)/python -m pytest -q
+
+setup: $(VENV)/.test
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	$(INSTALL) -e ".[blas,plot]"
+	@touch $@
+
+$(VENV)/.test: pyproject.toml | $(BIN)/python
+	$(INSTALL) -e ".[blas,dev]"
+	@touch $@ $(VENV)/.demo
+
+# An ordinary user is told what to install; root, or a user with sudo that asks nothing, gets it installed.
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.10 or later is needed: sudo apt-get install python3, or brew install python"; exit 1; }
+	@if [ "$$(uname)" = Linux ]; then \
+		needed=; \
+		command -v g++ >/dev/null || needed="$$needed g++"; \
+		$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || needed="$$needed python3-venv"; \
+		[ "$$(uname -m)" = x86_64 ] || ldconfig -p | grep -q libopenblas.so.0 || needed="$$needed libopenblas0-pthread"; \
+		if [ -n "$$needed" ]; then \
+			root=; [ "$$(id -u)" = 0 ] || root="sudo -n"; \
+			{ command -v apt-get >/dev/null && $$root apt-get update -qq && $$root apt-get install -y -qq $$needed; } \
+				|| echo "missing on this machine, please install:$$needed (sudo apt-get install$$needed)"; \
+		fi; \
+	fi
+	$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""Core ML export. Nothing is exported yet: the first release trains, generates and evaluates."""

@@ -1,0 +1,1 @@
+"""Turns logits into text: pick a token, stream, batch, beam, speculate, constrain."""

@@ -1,0 +1,177 @@
+"""Text from a model, token by token: prefill, choose, decode, and know when to stop.
+
+Shapes: B batch (1 here), T tokens, V vocabulary.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import mlx.core as mx
+import numpy as np
+
+from trm_mlx.decode.sampling import History, SamplingConfig, sample
+from trm_mlx.model import TinyRecursiveLM
+from trm_mlx.tokenizer import Tokenizer
+
+PREFILL = 256  # prompt tokens at a time: scores of T x S are what takes memory
+
+Reason = Literal["end", "stop", "length", "context"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamConfig:
+    """How much is written, and how deep the model thinks."""
+
+    max_tokens: Annotated[int, "most tokens to write"] = 256
+    depth: Annotated[int | None, "passes through the core, none for all"] = None
+    stop: Annotated[tuple[str, ...], "texts at which to stop; they are not written"] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
+        if "" in self.stop:
+            raise ValueError("a stop text must not be empty")
+
+
+@dataclass(frozen=True)
+class Event:
+    """One token written, and the text it made certain; `reason` is set on the last one.
+
+    Reasons: "end" an end token was chosen, "stop" a stop text came, "length" max_tokens are written, "context"
+    the model has no more positions.
+    """
+
+    token: int
+    text: str
+    reason: Reason | None = None
+
+
+def events(
+    model: TinyRecursiveLM,
+    tokenizer: Tokenizer,
+    prompt: Sequence[int],
+    settings: StreamConfig,
+    sampling: SamplingConfig,
+) -> Iterator[Event]:
+    """Write on from a prompt.
+
+    Args:
+        prompt: ids, bos first.
+        settings: when to stop, and the depth.
+        sampling: how each token is chosen; the draw of the n-th token is number n, from 0.
+
+    Raises:
+        ValueError: the prompt is empty or fills the context, the depth is above the model's, or the logits
+            are not numbers.
+    """
+    context = model.config.context
+    if not 0 < len(prompt) < context:
+        raise ValueError(f"the prompt must have 1 to {context - 1} tokens, as the context is {context}, got {len(prompt)}")
+    cache = model.cache(settings.depth)
+    history = History(tokenizer.vocabulary, prompt if sampling.repetition_penalty != 1 else ())
+    ends, words, scanner = (tokenizer.eos, tokenizer.end), tokenizer.stream(), Scanner(settings.stop)
+    ids = list(prompt)
+    while len(ids) > PREFILL:
+        model(mx.array([ids[:PREFILL]]), depth=cache.depth, cache=cache, last=True)
+        mx.eval(cache.arrays)
+        del ids[:PREFILL]
+    for step in range(settings.max_tokens):
+        logits = model(mx.array([ids]), depth=cache.depth, cache=cache, last=True)[0, 0]
+        token = sample(np.array(logits.astype(mx.float32)), sampling, step, history)
+        if token in ends:
+            yield Event(token, scanner.push(words.finish()) + scanner.finish(), "end")
+            return
+        history.add(token)
+        text = scanner.push(words.push(token))
+        reason: Reason | None = None
+        if scanner.found:
+            reason = "stop"
+        elif step + 1 == settings.max_tokens:
+            reason = "length"
+        elif cache.length + 1 == context:
+            reason = "context"
+        if reason:
+            text += scanner.push(words.finish()) + scanner.finish()
+            yield Event(token, text, "stop" if scanner.found else reason)
+            return
+        yield Event(token, text)
+        ids = [token]
+
+
+class Scanner:
+    """Passes text on, holding back what may yet become a stop text; nothing after the first one passes."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self.stops, self.held, self.found = stops, "", False
+
+    def push(self, text: str) -> str:
+        """The text that is certainly not part of a stop text."""
+        if self.found:
+            return ""
+        self.held += text
+        places = [place for stop in self.stops if (place := self.held.find(stop)) >= 0]
+        if places:
+            text, self.held, self.found = self.held[: min(places)], "", True
+            return text
+        return self._release(max((self._overlap(stop) for stop in self.stops), default=0))
+
+    def finish(self) -> str:
+        """The text still held back."""
+        return self._release(0)
+
+    def _release(self, kept: int) -> str:
+        cut = len(self.held) - kept
+        text, self.held = self.held[:cut], self.held[cut:]
+        return text
+
+    def _overlap(self, stop: str) -> int:
+        """Longest end of the held text that begins the stop text."""
+        longest = min(len(self.held), len(stop) - 1)
+        return next((n for n in range(longest, 0, -1) if stop.startswith(self.held[-n:])), 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """A whole answer, with its times in seconds from the call."""
+
+    text: str
+    tokens: tuple[int, ...]
+    reason: Reason
+    prompt_tokens: int
+    seconds_to_first: float
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of decoding: tokens after the first, over the time since the first."""
+        return (len(self.tokens) - 1) / max(self.seconds - self.seconds_to_first, 1e-9)
+
+
+class Timed:
+    """Runs through events, and adds up the reply and its times."""
+
+    def __init__(self, source: Iterator[Event], prompt_tokens: int) -> None:
+        self.source, self.prompt_tokens = source, prompt_tokens
+        self.text, self.tokens, self.reason = "", [], None
+        self.start, self.first = time.perf_counter(), 0.0
+
+    def __iter__(self) -> Iterator[Event]:
+        for event in self.source:
+            self.first = self.first or time.perf_counter() - self.start
+            self.text += event.text
+            self.tokens.append(event.token)
+            self.reason = event.reason
+            yield event
+
+    def reply(self) -> Reply:
+        """What was written, once the events have run out."""
+        return Reply(
+            text=self.text,
+            tokens=tuple(self.tokens),
+            reason=self.reason or "length",
+            prompt_tokens=self.prompt_tokens,
+            seconds_to_first=self.first,
+            seconds=time.perf_counter() - self.start,
+        )

@@ -1,0 +1,233 @@
+"""Softmax, attention, feed-forward activations and cross-entropy, each in two forms that agree to 1e-5.
+
+The plain forms are MLX's own operations: on Metal and CUDA they are the fast ones. MLX's Linux CPU build computes
+`exp` one element at a time, so there a polynomial takes its place and the backward pass reuses what the forward
+pass computed. `use(False)` switches to the plain forms everywhere; tests compare the two.
+
+Shapes: B batch, T queries, S keys, H query heads, N key-value heads, K head width, V vocabulary.
+"""
+
+import math
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import mlx.core as mx
+
+QUERY_BLOCK = 64  # queries that share one slice of the keys; 32 is as fast, 128 and 256 are slower
+
+_active = sys.platform == "linux" and mx.default_device() == mx.Device(mx.cpu) and os.environ.get("TRM_MLX_FUSED") != "0"
+
+
+def active() -> bool:
+    """Whether the Linux CPU forms are in use."""
+    return _active
+
+
+@contextmanager
+def use(fast: bool) -> Iterator[None]:
+    """Choose the Linux CPU forms (True) or MLX's own (False) for the calls inside."""
+    global _active
+    before, _active = _active, fast
+    try:
+        yield
+    finally:
+        _active = before
+
+
+def exponential(x: mx.array) -> mx.array:
+    """e to the x, from products and sums alone; for x <= 0 the absolute error is below 4e-6.
+
+    (1 + y + y^2/2 + y^3/6 + y^4/24)^64 with y = x/64; x below -80 counts as -80, above 80 it is not defined.
+    """
+    y = mx.maximum(x, -80.0) * (1 / 64)
+    p = 1 + y * (1 + y * (0.5 + y * (1 / 6 + y * (1 / 24))))
+    for _ in range(6):
+        p = p * p
+    return p
+
+
+@mx.compile
+def _softmax_forward(scores: mx.array) -> mx.array:
+    e = exponential(scores - scores.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+@mx.compile
+def _softmax_backward(p: mx.array, dp: mx.array) -> mx.array:
+    t = p * dp
+    return t - p * t.sum(-1, keepdims=True)
+
+
+@mx.custom_function
+def _softmax(scores: mx.array) -> mx.array:
+    return _softmax_forward(scores)
+
+
+@_softmax.vjp
+def _(primals, cotangents, outputs):
+    return _softmax_backward(outputs, cotangents)
+
+
+def softmax(scores: mx.array) -> mx.array:
+    """Probabilities along the last axis."""
+    return _softmax(scores) if _active else mx.softmax(scores, axis=-1)
+
+
+@mx.compile
+def _relu_squared_forward(x: mx.array) -> mx.array:
+    return x * mx.maximum(x, 0)  # mx.square(mx.maximum(x, 0)) compiles to code ten times slower
+
+
+@mx.compile
+def _relu_squared_backward(x: mx.array, dy: mx.array) -> mx.array:
+    return (x + mx.abs(x)) * dy
+
+
+@mx.custom_function
+def _relu_squared(x: mx.array) -> mx.array:
+    return _relu_squared_forward(x)
+
+
+@_relu_squared.vjp
+def _(primals, cotangents, outputs):
+    return _relu_squared_backward(primals, cotangents)
+
+
+def relu_squared(x: mx.array) -> mx.array:
+    """max(x, 0)^2 per element. Source: Primer, arXiv 2109.08668."""
+    return _relu_squared(x) if _active else mx.square(mx.maximum(x, 0))
+
+
+def _sigmoid(x: mx.array) -> mx.array:
+    return 1 / (1 + exponential(-mx.minimum(x, 80.0)))  # for x < 0 the error is relative to a vanishing value
+
+
+@mx.compile
+def _swiglu_forward(gate: mx.array, up: mx.array) -> mx.array:
+    return gate * _sigmoid(gate) * up
+
+
+@mx.compile
+def _swiglu_backward(gate: mx.array, up: mx.array, dy: mx.array) -> tuple[mx.array, mx.array]:
+    s = _sigmoid(gate)
+    return dy * up * s * (1 + gate * (1 - s)), dy * gate * s
+
+
+@mx.custom_function
+def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    return _swiglu_forward(gate, up)
+
+
+@_swiglu.vjp
+def _(primals, cotangents, outputs):
+    return _swiglu_backward(*primals, cotangents)
+
+
+def swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    """gate * sigmoid(gate) * up per element. Source: GLU variants, arXiv 2002.05202."""
+    return _swiglu(gate, up) if _active else gate * mx.sigmoid(gate) * up
+
+
+@mx.compile
+def _cross_entropy_forward(logits, targets, smoothing):
+    top = logits.max(-1, keepdims=True)
+    e = exponential(logits - top)
+    total = e.sum(-1, keepdims=True)
+    loss = mx.log(total) + top - (1 - smoothing) * mx.take_along_axis(logits, targets[..., None], -1)
+    if smoothing:
+        loss = loss - smoothing * logits.mean(-1, keepdims=True)
+    return loss[..., 0], e, 1 / total
+
+
+@mx.compile
+def _cross_entropy_backward(e, share, targets, smoothing, dloss):
+    hit = mx.arange(e.shape[-1]) == targets[..., None]
+    return (e * share - (1 - smoothing) * hit - smoothing / e.shape[-1]) * dloss[..., None]
+
+
+@cache
+def _cross_entropy(smoothing: float):
+    @mx.custom_function
+    def loss(logits, targets):
+        return _cross_entropy_forward(logits, targets, smoothing)
+
+    @loss.vjp
+    def _(primals, cotangents, outputs):
+        _, e, share = outputs
+        return _cross_entropy_backward(e, share, primals[1], smoothing, cotangents[0]), mx.zeros_like(primals[1])
+
+    return loss
+
+
+def cross_entropy(logits: mx.array, targets: mx.array, smoothing: float = 0.0) -> mx.array:
+    """Negative log probability of each target, in nats.
+
+    Args:
+        logits: (..., V) float.
+        targets: (...) integer ids below V.
+        smoothing: share of the target's probability spread evenly over all V (arXiv 1512.00567).
+
+    Returns:
+        (...) float32.
+    """
+    logits = logits.astype(mx.float32)
+    if _active:
+        return _cross_entropy(smoothing)(logits, targets)[0]
+    told = mx.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    return mx.logsumexp(logits, -1) - (1 - smoothing) * told - smoothing * logits.mean(-1)
+
+
+def attention(
+    q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | None = None, window: int = 0
+) -> mx.array:
+    """Weighted means of the values, by softmax of scaled query-key products.
+
+    Args:
+        q: (B, H, T, K), the last T of S positions.
+        k, v: (B, N, S, K), H a multiple of N; query head h reads key-value head h // (H / N).
+        scale: factor of the products.
+        mask: broadcastable to (B, H, T, S), boolean (True: may look) or added to the scores. None: causal,
+            a query at position i sees keys i - window < j <= i, or all j <= i with window 0.
+
+    Returns:
+        (B, H, T, K), the dtype of q.
+    """
+    T, S = q.shape[2], k.shape[2]
+    if not _active:
+        if mask is None and not window:
+            causal = "causal" if T > 1 else None
+            return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=causal)
+        mask = causal_mask(T, S, window) if mask is None else mask
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+    if mask is not None:
+        return _attend(q, k, v, scale, mask)
+    if T <= QUERY_BLOCK:
+        return _attend(q, k, v, scale, None if T == 1 and (not window or S <= window) else causal_mask(T, S, window))
+    parts = []
+    for start in range(0, T, QUERY_BLOCK):  # later keys are not even multiplied
+        end = min(start + QUERY_BLOCK, T)
+        last = S - T + end
+        first = max(0, S - T + start - window + 1) if window else 0
+        part = (q[:, :, start:end], k[:, :, first:last], v[:, :, first:last])
+        parts.append(_attend(*part, scale, causal_mask(end - start, last - first, window)))
+    return mx.concatenate(parts, axis=2)
+
+
+def causal_mask(T: int, S: int, window: int = 0) -> mx.array:
+    """(T, S) boolean: whether the query at position S - T + i may look at key j; see `attention`."""
+    query, key = mx.arange(S - T, S)[:, None], mx.arange(S)[None]
+    seen = key <= query
+    return seen & (key > query - window) if window else seen
+
+
+def _attend(q, k, v, scale, mask):
+    B, H, T, K = q.shape
+    N, S = k.shape[1:3]
+    # The H / N heads of a group are rows of one product: no key or value is copied.
+    scores = ((q * scale).reshape(B, N, H // N * T, K) @ k.swapaxes(-1, -2)).reshape(B, H, T, S)
+    if mask is not None:
+        scores = mx.where(mask, scores, -math.inf) if mask.dtype == mx.bool_ else scores + mask
+    return (softmax(scores).reshape(B, N, H // N * T, S) @ v).reshape(B, H, T, K)

@@ -1,0 +1,131 @@
+"""`python -m trm_mlx.generate`: write on from a prompt."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+from trm_mlx import PRETRAINED, config
+from trm_mlx.decode.sampling import SamplingConfig
+from trm_mlx.decode.stream import Reply, StreamConfig, Timed, events
+from trm_mlx.model import TinyRecursiveLM
+from trm_mlx.tokenizer import Tokenizer
+
+LARGEST_PROMPT = 1 << 22  # bytes; far beyond any context
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """Write text with a tiny recursive language model."""
+
+    prompt: Annotated[str | None, "how the text begins; none: from --prompt-file or standard input"] = None
+    prompt_file: Annotated[Path | None, "file to read the prompt from, - for standard input"] = None
+    model: Annotated[Path, "model folder"] = PRETRAINED
+    json: Annotated[bool, "print one JSON object when done, instead of streaming text"] = False
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def __post_init__(self) -> None:
+        if self.prompt is not None and self.prompt_file is not None:
+            raise ValueError("give --prompt or --prompt-file, not both")
+
+
+def generate(model: TinyRecursiveLM, tokenizer: Tokenizer, prompt: str, **options: Any) -> Reply:
+    """A whole text that goes on from a prompt.
+
+    Args:
+        prompt: how it begins; may be empty.
+        options: fields of `StreamConfig` and `SamplingConfig`: max_tokens, depth, stop, temperature, top_k, ...
+
+    Raises:
+        ValueError: the prompt fills the context, or an option is unknown or out of its range.
+    """
+    split = [{key.name for key in fields(kind)} for kind in (StreamConfig, SamplingConfig)]
+    if unknown := options.keys() - split[0] - split[1]:
+        raise ValueError(f"unknown option {sorted(unknown)[0]!r}; known are {', '.join(sorted(split[0] | split[1]))}")
+    how, choice = ({name: options[name] for name in names & options.keys()} for names in split)
+    timed = _timed(model, tokenizer, prompt, StreamConfig(**how), SamplingConfig(**choice))
+    for _ in timed:
+        pass
+    return timed.reply()
+
+
+def _timed(
+    model: TinyRecursiveLM, tokenizer: Tokenizer, prompt: str, stream: StreamConfig, sampling: SamplingConfig
+) -> Timed:
+    ids = [tokenizer.bos, *tokenizer.encode(prompt)]
+    return Timed(events(model, tokenizer, ids, stream, sampling), len(ids))
+
+
+def read_prompt(settings: GenerateConfig) -> str:
+    """The prompt from wherever it is to come from.
+
+    Raises:
+        ValueError: it is not UTF-8, or too large.
+    """
+    if settings.prompt is not None:
+        return settings.prompt
+    from_file = settings.prompt_file is not None and str(settings.prompt_file) != "-"
+    if from_file:
+        with settings.prompt_file.open("rb") as file:
+            content = file.read(LARGEST_PROMPT + 1)
+    elif settings.prompt_file is None and sys.stdin.isatty():
+        raise ValueError('give --prompt "...", --prompt-file FILE, or pipe text in')
+    else:
+        content = sys.stdin.buffer.read(LARGEST_PROMPT + 1)
+    name = settings.prompt_file if from_file else "standard input"
+    if len(content) > LARGEST_PROMPT:
+        raise ValueError(f"{name} must be at most {LARGEST_PROMPT} bytes")
+    try:
+        return content.decode().removesuffix("\n")  # which echo and editors add
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} must be UTF-8, got byte 0x{content[error.start]:02X} at {error.start}") from None
+
+
+def run(settings: GenerateConfig) -> Reply:
+    """Generate as the command line asks: text to stdout as it comes, times to stderr."""
+    from trm_mlx import checkpoint
+
+    prompt = read_prompt(settings)
+    model, tokenizer = checkpoint.load(settings.model)
+    timed = _timed(model, tokenizer, prompt, settings.stream, settings.sampling)
+    if not settings.json:
+        print(prompt, end="", flush=True)
+    for event in timed:
+        if not settings.json:
+            print(event.text, end="", flush=True)
+    reply = timed.reply()
+    if settings.json:
+        known = {"prompt": prompt, "model": settings.model.name, "depth": model.config.at_depth(settings.stream.depth)}
+        rate = {"tokens_per_second": reply.tokens_per_second}
+        print(json.dumps(known | asdict(reply) | rate | {"sampling": config.to_json(settings.sampling)}))
+    else:
+        print(flush=True)
+    print(
+        f"{len(reply.tokens)} tokens  {reply.tokens_per_second:.0f} tokens_per_s  first token after "
+        f"{reply.seconds_to_first * 1000:.0f} ms  stopped by {reply.reason}",
+        file=sys.stderr,
+    )
+    return reply
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    settings = config.parse(GenerateConfig, argv, program="trm_mlx.generate")
+    with config.door("trm_mlx.generate"):
+        run(settings)
+
+
+class _Callable(ModuleType):
+    """Lets `trm_mlx.generate(...)` be the function also where the module of that name was imported first."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Reply:
+        return generate(*arguments, **options)
+
+
+sys.modules[__name__].__class__ = _Callable
+
+if __name__ == "__main__":
+    main()

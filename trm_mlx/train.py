@@ -1,0 +1,295 @@
+"""`python -m trm_mlx.train`: from text to a model folder, with a run that can stop and go on anywhere."""
+
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import mlx.core as mx
+from mlx.utils import tree_flatten, tree_unflatten
+
+from trm_mlx import checkpoint, config, data, journal, objectives
+from trm_mlx.decode.sampling import SamplingConfig
+from trm_mlx.decode.stream import StreamConfig, events
+from trm_mlx.loop import FitConfig, Run, fit, most_passes
+from trm_mlx.model import ModelConfig, TinyRecursiveLM
+from trm_mlx.tokenizer import Tokenizer
+
+SETTINGS, METRICS, CORPUS = "train.json", "metrics.jsonl", "corpus"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train a tiny recursive language model on text."""
+
+    data: Annotated[tuple[str, ...], "files, folders, globs or hub:NAME, of .txt or .jsonl"] = ()
+    held_out_data: Annotated[tuple[str, ...], "text to evaluate on, instead of a share of the data"] = ()
+    held_out: Annotated[float, "share of the documents kept for evaluation"] = 0.01
+    out: Annotated[Path, "run folder to make, which is also the model's"] = Path("runs/model")
+    resume: Annotated[Path | None, "go on with this run folder; alone, or with --steps"] = None
+    tokenizer: Annotated[Path | None, "use this tokenizer.model; none: learn one from the data"] = None
+    dtype: Annotated[Literal["float16", "bfloat16", "float32"], "of the saved weights"] = "float16"
+    report_every: Annotated[int, "steps between progress lines"] = 10
+    evaluate_every: Annotated[int, "steps between evaluations on held-out text"] = 250
+    evaluate_tokens: Annotated[int, "most held-out tokens in such an evaluation"] = 32_768
+    sample_every: Annotated[int, "steps between samples; 0: none"] = 500
+    sample_prompt: Annotated[str, "how samples begin"] = "Once upon a time"
+    save_every: Annotated[int, "steps between saves"] = 250
+    patience: Annotated[int, "evaluations without a better one before training stops early; 0: never"] = 0
+    model: ModelConfig = field(default_factory=lambda: ModelConfig.PRESETS["tiny"])
+    fit: FitConfig = field(default_factory=FitConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("report_every", "evaluate_every", "evaluate_tokens", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("sample_every", "patience"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"held_out must be above 0 and below 1, got {self.held_out}")
+        if self.fit.length > self.model.context:
+            raise ValueError(f"length must be at most the context of {self.model.context}, got {self.fit.length}")
+
+
+def train(settings: TrainConfig, steps: int | None = None) -> dict[int, objectives.Score]:
+    """Train, or go on training; the score of the saved model on the held-out text, by depth.
+
+    Args:
+        settings: with `resume`, all else is as the run was started.
+        steps: with `resume`, another last step than the run was started with.
+
+    Raises:
+        ValueError, FileNotFoundError: the data, the folder or a setting is not usable.
+        RuntimeError: the loss is no longer a number.
+        KeyboardInterrupt: Ctrl-C or a termination signal came; the run is saved.
+    """
+    folder = settings.resume or settings.out
+    if settings.resume is None:
+        start(settings)
+    else:
+        settings = _restarted(folder, steps)
+    model, tokenizer = checkpoint.load(folder, mx.float32)
+    run = Run(model, settings.fit)
+    corpus = data.Corpus.load(folder / CORPUS, verify=True)
+    facts = {"train": corpus.train.sha256}
+    best, waited = float("inf"), 0
+    if (folder / checkpoint.TRAINING).exists():
+        arrays, saved = checkpoint.load_training(folder)
+        if saved.get("train") != facts["train"]:
+            raise ValueError(f"{folder / CORPUS} is not the corpus that this run was trained on")
+        run.restore(arrays, int(saved["step"]))
+        best, waited = float(saved["best"]), int(saved["waited"])
+
+    fitting = settings.fit
+    batches = data.Batches(corpus.train_path, window=fitting.length, batch=fitting.batch, seed=fitting.seed)
+    task = _task(fitting, tokenizer)
+
+    def save_model() -> None:
+        checkpoint.save(folder, model.config, tokenizer, run.weights(), getattr(mx, settings.dtype))
+
+    def save() -> None:
+        if not settings.patience:  # else the folder's model is the best one so far
+            save_model()
+        state = {"step": str(run.step), "best": repr(best), "waited": str(waited)}
+        checkpoint.save_training(folder, run.arrays(), facts | state)
+
+    steps = fitting.steps
+    with journal.Journal(folder / METRICS, total=steps, resume=run.step) as log, _interruptible() as interrupted:
+        for event in fit(run, lambda number: mx.array(batches[number]), task):
+            number = event.step
+            if number % settings.report_every == 0 or number == steps:
+                log.write(
+                    "step",
+                    step=number,
+                    loss=event.loss,
+                    tokens_per_s=event.tokens / event.seconds,
+                    depth=event.depth,
+                    rate=event.rate,
+                    gradient_norm=event.gradient_norm,
+                    memory_mb=mx.get_peak_memory() / 1e6,
+                )
+            if number % settings.evaluate_every == 0 or number == steps:
+                with averaged(run):
+                    depth = most_passes(fitting, number, model.config.depth)
+                    score = held_out_score(model, corpus, tokenizer, settings, depth)
+                log.write(
+                    "evaluate",
+                    step=number,
+                    depth=depth,
+                    bits_per_byte=score.bits_per_byte,
+                    standard_error=score.standard_error,
+                )
+                better = score.bits_per_byte < best
+                best, waited = (score.bits_per_byte, 0) if better else (best, waited + 1)
+                if better and settings.patience:
+                    save_model()
+            if settings.sample_every and (number % settings.sample_every == 0 or number == steps):
+                with averaged(run):
+                    log.text(f"sample at step {number}", sample_text(model, tokenizer, settings, number))
+            stopping = number == steps or 0 < settings.patience <= waited
+            if stopping or interrupted() or number % settings.save_every == 0:
+                save()
+                log.write("save", step=number, folder=str(folder))
+            if interrupted() and not stopping:
+                log.text("stopped", f"go on with: python -m trm_mlx.train --resume {folder}")
+                raise KeyboardInterrupt
+            if stopping:
+                break
+    return finish(folder, settings)
+
+
+def start(settings: TrainConfig) -> None:
+    """Make the run folder: settings, corpus, tokenizer and the untrained model, under its name only when whole."""
+    folder = settings.out
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} must be a new folder; go on with --resume {folder}, or choose another --out")
+    if not settings.data:
+        raise ValueError("--data must name the text to train on: files, folders or globs of .txt or .jsonl")
+    shape, aside = settings.model, folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        if settings.tokenizer:
+            tokenizer = Tokenizer.load(settings.tokenizer)
+        else:
+            _say(f"learning a tokenizer of {shape.vocabulary} tokens")
+            tokenizer = Tokenizer.train((each.text for each in data.documents(settings.data)), shape.vocabulary)
+        if tokenizer.vocabulary != shape.vocabulary:
+            raise ValueError(
+                f"the tokenizer must have the model's {shape.vocabulary} tokens, got {tokenizer.vocabulary}; "
+                f"try --vocabulary {tokenizer.vocabulary}"
+            )
+        model = TinyRecursiveLM(shape, settings.fit.seed)
+        weights = dict(tree_flatten(model.parameters()))
+        checkpoint.save(aside, shape, tokenizer, weights, mx.float32)
+        corpus = data.prepare(
+            settings.data,
+            tokenizer,
+            aside / CORPUS,
+            held_out=settings.held_out,
+            held_out_sources=settings.held_out_data,
+            seed=settings.fit.seed,
+            report=lambda documents, tokens: _say(f"reading  documents {documents}  tokens {tokens}"),
+        )
+        needed = settings.fit.length + 1
+        for name, split in (("training", corpus.train), ("held-out", corpus.held_out)):
+            if split.tokens < (needed if name == "training" else 2):
+                raise ValueError(
+                    f"the {name} text must have at least {needed} tokens, got {split.tokens}; "
+                    f"give more text or a shorter --length"
+                )
+        config.write(replace(settings, out=folder), aside / SETTINGS)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    train_, held = corpus.train, corpus.held_out
+    _say(f"corpus  documents {train_.documents} + {held.documents} held out  tokens {train_.tokens} + {held.tokens}")
+    stored, effective = shape.stored_parameters(), shape.effective_parameters()
+    epochs = settings.fit.steps * settings.fit.tokens_per_step / train_.tokens
+    _say(f"model  stored {stored}  effective {effective}  passes {shape.depth}  epochs {epochs:.2f}")
+
+
+def finish(folder: Path, settings: TrainConfig) -> dict[int, objectives.Score]:
+    """Score the saved model at every depth it was trained at, and plot the run."""
+    model, tokenizer = checkpoint.load(folder)
+    corpus = data.Corpus.load(folder / CORPUS)
+    elastic = settings.fit.depth_schedule.endswith("random") or settings.fit.exit_weight > 0
+    depths = range(1 if elastic else model.config.depth, model.config.depth + 1)
+    scores = {depth: held_out_score(model, corpus, tokenizer, settings, depth) for depth in depths}
+    journal.plot(folder / METRICS, folder / "loss.png", folder.name)
+    return scores
+
+
+def held_out_score(
+    model: TinyRecursiveLM, corpus: data.Corpus, tokenizer: Tokenizer, settings: TrainConfig, depth: int
+) -> objectives.Score:
+    """The score on the first held-out tokens, by the run's own objective."""
+    fitting = settings.fit
+    tokens = data.read_tokens(corpus.held_out_path)[: settings.evaluate_tokens + 1]
+    windows = data.held_out_windows(tokens, fitting.length)
+    mx.random.seed(fitting.seed)  # a masked model is always asked for the same tokens
+    task = _task(fitting, tokenizer)
+    return objectives.score(objectives.score_windows(model, windows, tokenizer.byte_lengths, task, depth))
+
+
+def sample_text(model: TinyRecursiveLM, tokenizer: Tokenizer, settings: TrainConfig, step: int) -> str:
+    """A text that begins with the sample prompt."""
+    if settings.fit.objective != "causal":
+        return "(a masked model does not write)"
+    prompt = [tokenizer.bos, *tokenizer.encode(settings.sample_prompt)]
+    length = StreamConfig(max_tokens=100, depth=most_passes(settings.fit, step, model.config.depth))
+    written = events(model, tokenizer, prompt, length, SamplingConfig(seed=step))
+    return settings.sample_prompt + "".join(event.text for event in written)
+
+
+@contextmanager
+def averaged(run: Run) -> Iterator[None]:
+    """The model with its averaged weights, if it has any, ready to use; back in training after."""
+    own = run.model.parameters()
+    if run.averages:
+        run.model.update(tree_unflatten(list(run.averages.items())))
+    run.model.eval()
+    try:
+        yield
+    finally:
+        run.model.update(own)
+        run.model.train()
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C or a termination came since; the second one is no longer held back."""
+    came: list[int] = []
+    kinds = (signal.SIGINT, signal.SIGTERM)
+
+    def note(number: int, _: object) -> None:
+        came.append(number)
+        for kind in kinds:
+            signal.signal(kind, before[kind])
+        _say("\nstopping after this step, to save it; once more stops at once and loses it")
+
+    before = {kind: signal.signal(kind, note) for kind in kinds}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for kind in kinds:
+            signal.signal(kind, before[kind])
+
+
+def _task(fitting: FitConfig, tokenizer: Tokenizer) -> Callable[[mx.array], objectives.Task]:
+    if fitting.objective == "masked":
+        return lambda batch: objectives.masked(batch, tokenizer.pad, tokenizer.unknown, tokenizer.vocabulary)
+    bos = tokenizer.bos if fitting.isolate else None
+    return lambda batch: objectives.causal(batch, tokenizer.pad, bos)
+
+
+def _restarted(folder: Path, steps: int | None) -> TrainConfig:
+    path = folder / SETTINGS
+    if not path.is_file():
+        raise FileNotFoundError(f"no {SETTINGS} in {folder}; only a folder that trm_mlx.train made can be resumed")
+    settings = config.read(TrainConfig, path)
+    return replace(settings, fit=replace(settings.fit, steps=steps)) if steps else settings
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    settings, given = config.parse_given(TrainConfig, argv, program="trm_mlx.train")
+    with config.door("trm_mlx.train"):
+        if settings.resume and (more := given - {"resume", "fit.steps"}):
+            raise ValueError(f"--resume goes on as the run was started, so only --steps may be given with it, got {more}")
+        steps = settings.fit.steps if "fit.steps" in given else None
+        for depth, score in train(settings, steps).items():
+            print(f"depth {depth}  bits_per_byte {score.bits_per_byte:.4f} +- {score.standard_error:.4f}")
+
+
+if __name__ == "__main__":
+    main()
