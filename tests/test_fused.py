@@ -80,7 +80,9 @@ def test_label_smoothing_spreads_the_target():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"window": 40}, {"window": 1}, {"mask": MASK}, {"mask": ADDED}], ids=lambda o: str(list(o))
+    "options",
+    [{}, {"window": 40}, {"window": 1}, {"mask": MASK}, {"mask": ADDED}],
+    ids=lambda o: str(list(o)),
 )
 @pytest.mark.parametrize("queries", [150, 64, 65, 3, 1])
 def test_attention_forms_agree(options, queries):

@@ -23,7 +23,7 @@ NOUNS = [  # in order: each may import the ones before it
 ROOMS = ["decode", "adapt", "microscope", "puzzles"]
 VERBS = ["train", "generate", "evaluate", "doctor"]
 FILES = sorted([*ROOT.glob("trm_mlx/**/*.py"), *ROOT.glob("convert/**/*.py")])
-LONGEST = 380  # lines; the plan says 350, and leaves a little
+LONGEST = 380  # lines; the plan says 350 and only model.py, which is to be whole in one file, goes past it
 
 
 def imports(path: Path) -> set[str]:

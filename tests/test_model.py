@@ -232,6 +232,8 @@ def test_every_block_starts_as_the_identity():
         ({"exits": (2, 1)}, "exits must be ascending"),
         ({"exits": ()}, "exits must be ascending"),
         ({"exits": (1, 4)}, "depth must be 1 to 3"),
+        ({"exits": (0, 1)}, "exits must be ascending"),
+        ({"exits": (1, 2), "depth": 2}, "stand for depth"),
         ({"mask": "sideways"}, "mask must be"),
     ],
 )
@@ -259,7 +261,7 @@ def test_table_positions_end_at_the_context(tiny, position):
         ({"kv_heads": 3}, "multiple of heads, and heads of kv_heads"),
         ({"core": 0}, "core must be at least 1"),
         ({"depth": 0}, "depth must be at least 1"),
-        ({"window": -1}, "window must not be negative"),
+        ({"window": -1}, "window must be at least 0, got -1"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
         ({"rope_base": 1.0}, "rope_base must be above 1"),
         ({"width": 12, "heads": 4}, "even for rope"),

@@ -31,8 +31,7 @@ def __getattr__(name: str) -> object:
     if name not in _PUBLIC:
         raise AttributeError(f"trm_mlx has no {name!r}")
     value = getattr(import_module(_PUBLIC[name]), name)
-    globals()[name] = value
-    return value
+    return globals().setdefault(name, value)  # `generate` stays the module, which can be called
 
 
 def __dir__() -> list[str]:

@@ -4,7 +4,7 @@ import sys
 from importlib import import_module
 
 from trm_mlx import __version__
-from trm_mlx.config import nearest
+from trm_mlx.config import door, nearest
 
 VERBS = {
     "train": "train a model on text, or go on training",
@@ -20,14 +20,18 @@ def main(argv: list[str] | None = None) -> None:
         import_module(f"trm_mlx.{words[0]}").main(words[1:])
         return
     if words and words[0] not in ("-h", "--help", "--version"):
-        print(f"trm_mlx: unknown verb {words[0]}; {nearest(words[0], VERBS, 'see python -m trm_mlx')}", file=sys.stderr)
+        print(
+            f"trm_mlx: unknown verb {words[0]}; {nearest(words[0], VERBS, 'see python -m trm_mlx')}",
+            file=sys.stderr,
+        )
         raise SystemExit(2)
-    if words == ["--version"]:
-        print(__version__)
-        return
-    print(f"trm_mlx {__version__}: tiny recursive language models\n\npython -m trm_mlx VERB --help\n")
-    for verb, what in VERBS.items():
-        print(f"  {verb:10} {what}")
+    with door("trm_mlx"):
+        if words == ["--version"]:
+            print(__version__)
+            return
+        print(f"trm_mlx {__version__}: tiny recursive language models\n\npython -m trm_mlx VERB --help\n")
+        for verb, what in VERBS.items():
+            print(f"  {verb:10} {what}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ _prepared = False
 def cure() -> str:
     """The command that gives this machine a real BLAS."""
     openblas = "sudo apt-get install libopenblas0-pthread"
-    return f'pip install mkl, or {openblas}' if platform.machine() == "x86_64" else openblas
+    return f"pip install mkl, or {openblas}" if platform.machine() == "x86_64" else openblas
 
 
 def prepare() -> None:
@@ -35,7 +35,8 @@ def prepare() -> None:
         return
     if "mlx.core" in sys.modules:
         print(
-            "trm_mlx: mlx.core was imported first, so its slow BLAS stays; import trm_mlx before mlx", file=sys.stderr
+            "trm_mlx: mlx.core was imported first, so its slow BLAS stays; import trm_mlx before mlx",
+            file=sys.stderr,
         )
         return
     threads = os.environ.get("TRM_MLX_THREADS", "1")

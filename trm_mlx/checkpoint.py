@@ -12,6 +12,7 @@ renames leaves a folder that loads and resumes. File names are fixed: nothing in
 import json
 import math
 import os
+import shutil
 import struct
 from collections.abc import Mapping
 from hashlib import sha256
@@ -29,11 +30,20 @@ HEADER_BYTES = 1 << 22  # the header of a safetensors file of 30,000 tensors
 TYPES = {
     "F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16, "U64": mx.uint64, "U32": mx.uint32,
 }  # fmt: skip
-CONFIG, TOKENIZER, MODEL, TRAINING = "config.json", "tokenizer.model", "model.safetensors", "training.safetensors"
+CONFIG, TOKENIZER, MODEL, TRAINING = (
+    "config.json",
+    "tokenizer.model",
+    "model.safetensors",
+    "training.safetensors",
+)
 
 
 def save(
-    folder: Path, model_config: ModelConfig, tokenizer: Tokenizer, weights: Mapping[str, mx.array], dtype: mx.Dtype
+    folder: Path,
+    model_config: ModelConfig,
+    tokenizer: Tokenizer,
+    weights: Mapping[str, mx.array],
+    dtype: mx.Dtype,
 ) -> None:
     """Write a model folder, or replace the weights of one of the same config and tokenizer.
 
@@ -57,17 +67,15 @@ def save(
         raise ValueError(f"{folder} must be a new or empty folder, or a model folder, got one with other files")
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    aside.mkdir()
+    shutil.rmtree(aside, ignore_errors=True)  # of a killed process that had this one's number
     try:
+        aside.mkdir()
         write_bytes(aside / CONFIG, document.encode())
         write_bytes(aside / TOKENIZER, tokenizer.bytes)
         write_arrays(aside / MODEL, arrays, owners)
         os.replace(aside, folder)
     finally:
-        for left in aside.glob("*"):
-            left.unlink()
-        if aside.exists():
-            aside.rmdir()
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def load(folder: str | Path, dtype: mx.Dtype | None = None) -> tuple[TinyRecursiveLM, Tokenizer]:
@@ -83,19 +91,25 @@ def load(folder: str | Path, dtype: mx.Dtype | None = None) -> tuple[TinyRecursi
     """
     folder = Path(folder)
     model_config = load_config(folder)
-    tokenizer = Tokenizer.load(_present(folder, TOKENIZER))
+    _present(folder, TOKENIZER)
     arrays, metadata = read_arrays(_present(folder, MODEL), model_config.stored_parameters())
     for name, owner in _owners(folder).items():
         if metadata.get(name) != owner:
             file = folder / {"config": CONFIG, "tokenizer": TOKENIZER}[name]
             raise ValueError(f"{file} is not the one that {MODEL} was saved with; restore both from one model")
+    tokenizer = Tokenizer.load(folder / TOKENIZER)
     if tokenizer.vocabulary != model_config.vocabulary:
         raise ValueError(
             f"{folder}: the tokenizer must have {model_config.vocabulary} tokens, got {tokenizer.vocabulary}"
         )
+    if model_config.blocks(1) > len(arrays):  # or many empty blocks would be made before shapes are compared
+        raise ValueError(f"{folder / MODEL} must hold {model_config.blocks(1)} blocks, got {len(arrays)} tensors")
     model = TinyRecursiveLM(model_config)
     expected = {name: array.shape for name, array in tree_flatten(model.parameters())}
     check_shapes(folder / MODEL, expected, arrays)
+    for name, array in arrays.items():
+        if not mx.issubdtype(array.dtype, mx.floating):
+            raise ValueError(f"{folder / MODEL}: {name!r} must be of floating point numbers, got {array.dtype}")
     if dtype is None and mx.default_device() == mx.Device(mx.cpu):
         dtype = mx.float32
     model.update(tree_unflatten([(name, array.astype(dtype or array.dtype)) for name, array in arrays.items()]))
@@ -118,12 +132,17 @@ def load_config(folder: Path) -> ModelConfig:
         )
     for key in record.keys() - FORMAT.keys() - {"model"}:
         raise ValueError(f"{path}: unknown key {key!r}; known are format, version, model")
-    return config.from_json(ModelConfig, record.get("model", {}), str(path))
+    shape = config.from_json(ModelConfig, record.get("model", {}), str(path))
+    for key in config.leaves(ModelConfig, shape):
+        if type(key.default) is int and key.default >= 1 << 31:  # MLX counts in 32 bits
+            raise ValueError(f"{path}: {key.name} must be below {1 << 31}, got {config.shown(key.default)}")
+    return shape
 
 
 def save_training(folder: Path, arrays: Mapping[str, mx.array], facts: Mapping[str, str]) -> None:
     """Replace training.safetensors: the arrays of `loop.Run` and what they belong to, as metadata."""
-    write_arrays(folder / TRAINING, arrays, {**_owners(folder), **facts})
+    facts = {**_owners(folder), **facts}
+    write_arrays(folder / TRAINING, arrays, {**facts, "facts": _facts_digest(facts)})
 
 
 def load_training(folder: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
@@ -133,6 +152,8 @@ def load_training(folder: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
         FileNotFoundError, ValueError: as `load` does.
     """
     arrays, facts = read_arrays(_present(folder, TRAINING))
+    if facts.pop("facts", None) != _facts_digest(facts):
+        raise ValueError(f"{folder / TRAINING} is damaged: its facts are not those it was saved with")
     if {name: facts.get(name) for name in ("config", "tokenizer")} != _owners(folder):
         raise ValueError(f"{folder / TRAINING} belongs to another model than {CONFIG} and {TOKENIZER}")
     return arrays, facts
@@ -140,6 +161,10 @@ def load_training(folder: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
 
 def digest(content: bytes) -> str:
     return sha256(content).hexdigest()
+
+
+def _facts_digest(facts: Mapping[str, str]) -> str:
+    return digest(json.dumps(facts, sort_keys=True).encode())
 
 
 def _owners(folder: Path) -> dict[str, str]:
@@ -198,7 +223,11 @@ def write_arrays(path: Path, arrays: Mapping[str, mx.array], facts: Mapping[str,
         plain = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
         data.append(memoryview(mx.contiguous(plain)).cast("B") if array.size else memoryview(b""))
         hashed.update(data[-1])
-        header[name] = {"dtype": names[array.dtype], "shape": array.shape, "data_offsets": [start, start + array.nbytes]}
+        header[name] = {
+            "dtype": names[array.dtype],
+            "shape": array.shape,
+            "data_offsets": [start, start + array.nbytes],
+        }
         start += array.nbytes
     content = json.dumps({"__metadata__": {**facts, "sha256": hashed.hexdigest()}, **header}).encode()
     content += b" " * (-len(content) % 8)
@@ -220,7 +249,7 @@ def read_arrays(path: Path, numbers: int | None = None) -> tuple[dict[str, mx.ar
         if length > min(HEADER_BYTES, size - 8):
             raise ValueError(f"{path} must be a safetensors file, got {size} bytes that are not; it may be cut short")
         try:
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(length), object_pairs_hook=_once)
             facts = {str(key): str(value) for key, value in header.pop("__metadata__").items()}
             spans = sorted(_span(name, entry) for name, entry in header.items())
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -240,7 +269,17 @@ def read_arrays(path: Path, numbers: int | None = None) -> tuple[dict[str, mx.ar
             hashed.update(block)
     if facts.pop("sha256", None) != hashed.hexdigest():
         raise ValueError(f"{path} is damaged: its data are not those it was saved with; restore it from a copy")
-    return mx.load(str(path)), facts
+    try:
+        return mx.load(str(path)), facts
+    except (RuntimeError, ValueError):  # JSON that Python reads and MLX does not, such as NaN
+        raise ValueError(f"{path} must be a safetensors file saved by trm_mlx, got another header") from None
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object, none of whose keys comes twice: parsers differ in which one they believe."""
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("a key comes twice")
+    return dict(pairs)
 
 
 def _span(name: str, entry: dict) -> tuple[int, int, str]:

@@ -78,9 +78,7 @@ class Corpus:
             sources = tuple(record.pop("sources"))
             corpus = cls(folder=folder, sources=sources, train=train, held_out=held_out, **record)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(
-                f"{path} must be a description of version {FORMAT['version']}, got: {error!r}"
-            ) from None
+            raise ValueError(f"{path} must be a description of version {FORMAT['version']}, got: {error!r}") from None
         for file, size, digest in (
             (corpus.train_path, 2 * corpus.train.tokens, corpus.train.sha256),
             (corpus.held_out_path, 2 * corpus.held_out.tokens, corpus.held_out.sha256),
@@ -91,9 +89,7 @@ class Corpus:
             if size is not None and file.stat().st_size != size:
                 raise ValueError(f"{file} must be {size} bytes, got {file.stat().st_size}; run prepare again")
             if verify and _sha256(file) != digest:
-                raise ValueError(
-                    f"{file} must have the sha256 {digest}, got {_sha256(file)}; run prepare again"
-                )
+                raise ValueError(f"{file} must have the sha256 {digest}, got {_sha256(file)}; run prepare again")
         return corpus
 
     def json(self) -> bytes:
@@ -255,6 +251,4 @@ class _TokenFile(_WholeFile):
         self.tokens = self.documents = self.bytes = 0
 
     def split(self) -> Split:
-        return Split(
-            tokens=self.tokens, documents=self.documents, bytes=self.bytes, sha256=self.digest.hexdigest()
-        )
+        return Split(tokens=self.tokens, documents=self.documents, bytes=self.bytes, sha256=self.digest.hexdigest())

@@ -40,9 +40,7 @@ def read_tokens(path: str | Path) -> np.ndarray:
         raise FileNotFoundError(f"no token file at {path}; make one with prepare")
     size = path.stat().st_size
     if size == 0 or size % 2:
-        raise ValueError(
-            f"a token file must hold 2 bytes a token and at least one token, got {size} bytes in {path}"
-        )
+        raise ValueError(f"a token file must hold 2 bytes a token and at least one token, got {size} bytes in {path}")
     return np.asarray(np.memmap(path, dtype="<u2", mode="r"))
 
 
@@ -135,9 +133,7 @@ def held_out_windows(tokens: str | Path | np.ndarray, window: int) -> Iterator[t
     """
     tokens = tokens if isinstance(tokens, np.ndarray) else read_tokens(tokens)
     if len(tokens) < 2 or window < 1:
-        raise ValueError(
-            f"needs 2 tokens and a window of 1 at least, got {len(tokens)} tokens and window {window}"
-        )
+        raise ValueError(f"needs 2 tokens and a window of 1 at least, got {len(tokens)} tokens and window {window}")
     for start in range(0, len(tokens) - 1, window):
         taken = tokens[start : start + window + 1]
         padded = np.full(window + 1, PAD, dtype=np.int32)

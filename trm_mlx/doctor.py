@@ -105,7 +105,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         missing = findings.pop("missing")
         for name, value in findings.items():
             print(f"{name:16} {value}")
-        print("missing          nothing" if not missing else "\n".join(f"missing          {line}" for line in missing))
+        print(
+            "missing          nothing" if not missing else "\n".join(f"missing          {line}" for line in missing)
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """`python -m trm_mlx.evaluate`: how well a model predicts text, at each depth."""
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,6 +53,7 @@ def evaluate(settings: EvaluateConfig) -> dict[int, objectives.Score]:
             f"stride must be at most length, and length at most the context of {model.config.context}, "
             f"got {stride} and {length}"
         )
+    depths = [model.config.at_depth(depth) for depth in settings.depth or (None,)]
     documents, read = [], 0
     for document in data.documents(settings.data):
         ids = [tokenizer.bos, *document.ids(tokenizer), tokenizer.eos]
@@ -61,8 +63,10 @@ def evaluate(settings: EvaluateConfig) -> dict[int, objectives.Score]:
             break
     every = [window for document in documents for window in document]
     scores = {}
-    for depth in settings.depth or (model.config.depth,):
+    for depth in depths:
         parts = objectives.score_windows(model, every, tokenizer.byte_lengths, _causal, depth)
+        if not all(math.isfinite(nats) for nats, _, _ in parts):
+            raise ValueError(f"the loss at depth {depth} must be finite; {settings.model} holds a broken model")
         if len(documents) > 1:
             rest = iter(parts)
             parts = [_joined([next(rest) for _ in document]) for document in documents]
@@ -101,7 +105,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     with config.door("trm_mlx.evaluate"):
         scores = evaluate(settings)
         if settings.json:
-            print(json.dumps({"model": str(settings.model), "depths": {d: asdict(s) for d, s in scores.items()}}))
+            depths = {depth: asdict(score) for depth, score in scores.items()}
+            for record in depths.values():
+                if math.isnan(record["standard_error"]):  # of one part; JSON has no NaN
+                    record["standard_error"] = None
+            print(json.dumps({"model": str(settings.model), "depths": depths}, allow_nan=False))
             return
         for depth, score in scores.items():
             print(

@@ -10,15 +10,19 @@ Shapes: B batch, T queries, S keys, H query heads, N key-value heads, K head wid
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
+from typing import Literal
 
 import mlx.core as mx
 
+Mask = Literal["causal", "bidirectional"] | mx.array
 QUERY_BLOCK = 64  # queries that share one slice of the keys; 32 is as fast, 128 and 256 are slower
 
-_active = sys.platform == "linux" and mx.default_device() == mx.Device(mx.cpu) and os.environ.get("TRM_MLX_FUSED") != "0"
+_active = (
+    sys.platform == "linux" and mx.default_device() == mx.Device(mx.cpu) and os.environ.get("TRM_MLX_FUSED") != "0"
+)
 
 
 def active() -> bool:
@@ -27,7 +31,7 @@ def active() -> bool:
 
 
 @contextmanager
-def use(fast: bool) -> Iterator[None]:
+def use(fast: bool) -> Generator[None]:
     """Choose the Linux CPU forms (True) or MLX's own (False) for the calls inside."""
     global _active
     before, _active = _active, fast
@@ -73,7 +77,7 @@ def _(primals, cotangents, outputs):
 
 def softmax(scores: mx.array) -> mx.array:
     """Probabilities along the last axis."""
-    return _softmax(scores) if _active else mx.softmax(scores, axis=-1)
+    return _softmax(scores) if _active else mx.softmax(scores, axis=-1)  # ty: ignore[invalid-explicit-return]
 
 
 @mx.compile
@@ -98,7 +102,7 @@ def _(primals, cotangents, outputs):
 
 def relu_squared(x: mx.array) -> mx.array:
     """max(x, 0)^2 per element. Source: Primer, arXiv 2109.08668."""
-    return _relu_squared(x) if _active else mx.square(mx.maximum(x, 0))
+    return _relu_squared(x) if _active else mx.square(mx.maximum(x, 0))  # ty: ignore[invalid-explicit-return]
 
 
 def _sigmoid(x: mx.array) -> mx.array:
@@ -128,7 +132,7 @@ def _(primals, cotangents, outputs):
 
 def swiglu(gate: mx.array, up: mx.array) -> mx.array:
     """gate * sigmoid(gate) * up per element. Source: GLU variants, arXiv 2002.05202."""
-    return _swiglu(gate, up) if _active else gate * mx.sigmoid(gate) * up
+    return _swiglu(gate, up) if _active else gate * mx.sigmoid(gate) * up  # ty: ignore[invalid-explicit-return]
 
 
 @mx.compile
@@ -205,7 +209,7 @@ def attention(
     if mask is not None:
         return _attend(q, k, v, scale, mask)
     if T <= QUERY_BLOCK:
-        return _attend(q, k, v, scale, None if T == 1 and (not window or S <= window) else causal_mask(T, S, window))
+        return _attend(q, k, v, scale, None if T == 1 and (not window or window >= S) else causal_mask(T, S, window))
     parts = []
     for start in range(0, T, QUERY_BLOCK):  # later keys are not even multiplied
         end = min(start + QUERY_BLOCK, T)
@@ -221,6 +225,40 @@ def causal_mask(T: int, S: int, window: int = 0) -> mx.array:
     query, key = mx.arange(S - T, S)[:, None], mx.arange(S)[None]
     seen = key <= query
     return seen & (key > query - window) if window else seen
+
+
+def visible(T: int, S: int, mask: Mask, segments: mx.array | None, window: int, alibi: int) -> mx.array:
+    """Who sees whom, for the masks that `attention` does not know by itself.
+
+    Args:
+        T, S: queries, the last T of S positions.
+        mask: "causal", "bidirectional", or (B,) lengths of a prefix that is seen from everywhere.
+        segments: (B, T) with T = S; a query sees only keys of its own segment.
+        window: farthest distance seen, plus one; 0: any.
+        alibi: heads whose scores fall with distance, each with its own slope (arXiv 2108.12409); 0: none.
+
+    Returns:
+        (1 or B, 1, T, S) boolean; with alibi (1 or B, H, T, S) numbers to add, -inf where nothing is seen.
+
+    Raises:
+        ValueError: another word for a mask.
+    """
+    if isinstance(mask, str) and mask not in ("causal", "bidirectional"):
+        raise ValueError(f'mask must be "causal", "bidirectional" or prefix lengths, got {mask!r}')
+    query, key = mx.arange(S - T, S)[:, None], mx.arange(S)[None]
+    seen = (key <= query)[None, None]
+    if isinstance(mask, mx.array):
+        seen = seen | (key < mask[:, None, None, None])
+    elif mask == "bidirectional":
+        seen = mx.ones_like(seen)
+    if window:
+        seen = seen & (mx.abs(key - query) < window)
+    if segments is not None:
+        seen = seen & (segments[:, None, :, None] == segments[:, None, None, :])
+    if not alibi:
+        return seen
+    slopes = 2.0 ** (-8 * mx.arange(1, alibi + 1) / alibi)
+    return mx.where(seen, -slopes[:, None, None] * mx.abs(query - key), -math.inf)
 
 
 def _attend(q, k, v, scale, mask):

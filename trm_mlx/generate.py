@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
+from io import TextIOWrapper
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
@@ -72,7 +73,7 @@ def read_prompt(settings: GenerateConfig) -> str:
     if from_file:
         with settings.prompt_file.open("rb") as file:
             content = file.read(LARGEST_PROMPT + 1)
-    elif settings.prompt_file is None and sys.stdin.isatty():
+    elif sys.stdin is None or (settings.prompt_file is None and sys.stdin.isatty()):
         raise ValueError('give --prompt "...", --prompt-file FILE, or pipe text in')
     else:
         content = sys.stdin.buffer.read(LARGEST_PROMPT + 1)
@@ -92,14 +93,18 @@ def run(settings: GenerateConfig) -> Reply:
     prompt = read_prompt(settings)
     model, tokenizer = checkpoint.load(settings.model)
     timed = _timed(model, tokenizer, prompt, settings.stream, settings.sampling)
-    if not settings.json:
-        print(prompt, end="", flush=True)
+    before = prompt  # written with the first token, so that nothing is when there is none
     for event in timed:
         if not settings.json:
-            print(event.text, end="", flush=True)
+            print(before + event.text, end="", flush=True)
+            before = ""
     reply = timed.reply()
     if settings.json:
-        known = {"prompt": prompt, "model": settings.model.name, "depth": model.config.at_depth(settings.stream.depth)}
+        known = {
+            "prompt": prompt,
+            "model": settings.model.name,
+            "depth": model.config.at_depth(settings.stream.depth),
+        }
         rate = {"tokens_per_second": reply.tokens_per_second}
         print(json.dumps(known | asdict(reply) | rate | {"sampling": config.to_json(settings.sampling)}))
     else:
@@ -114,6 +119,8 @@ def run(settings: GenerateConfig) -> Reply:
 
 def main(argv: Sequence[str] | None = None) -> None:
     settings = config.parse(GenerateConfig, argv, program="trm_mlx.generate")
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal of few characters shows ? for the others
     with config.door("trm_mlx.generate"):
         run(settings)
 

@@ -180,9 +180,7 @@ def read(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             report = None
         if not isinstance(report, dict) or type(report.get("step", 0)) is not int or "kind" not in report:
-            raise ValueError(
-                f"{path}, line {number} must be a report with a kind, got {line[:40]!r}; delete it"
-            )
+            raise ValueError(f"{path}, line {number} must be a report with a kind, got {line[:40]!r}; delete it")
         reports.append(report)
     return reports
 
@@ -219,9 +217,7 @@ def plot(path: Path, out: Path, title: str) -> Path | None:
     """
     reports = read(path)
     trained = [each for each in reports if each["kind"] == "step" and each.get("loss") is not None]
-    held_out = [
-        each for each in reports if each["kind"] == "evaluate" and each.get("bits_per_byte") is not None
-    ]
+    held_out = [each for each in reports if each["kind"] == "evaluate" and each.get("bits_per_byte") is not None]
     if not trained:
         print(f"nothing to plot: {path} holds no step with a loss", file=sys.stderr)
         return None

@@ -14,10 +14,10 @@ from typing import Annotated, Literal
 
 import mlx.core as mx
 from mlx import nn, optimizers
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from mlx.utils import tree_map, tree_unflatten
 
 from trm_mlx import objectives
-from trm_mlx.model import TinyRecursiveLM
+from trm_mlx.model import TinyRecursiveLM, named
 
 Array = mx.array
 
@@ -156,17 +156,17 @@ class Run:
         self.model, self.settings, self.step = model, settings, 0
         self.optimizer = optimizer_for(settings)
         self.optimizer.init(model.trainable_parameters())
-        self.averages = dict(tree_flatten(model.trainable_parameters())) if settings.average else {}
+        self.averages = named(model.trainable_parameters()) if settings.average else {}
 
     def weights(self) -> dict[str, Array]:
         """The weights to use and to save: the averaged ones where there are any."""
-        return self.averages or dict(tree_flatten(self.model.parameters()))
+        return self.averages or named(self.model.parameters())
 
     def arrays(self) -> dict[str, Array]:
         """Everything by name, for saving: `weights.`, `optimizer.` and `averages.` before each."""
         parts = {
-            "weights": dict(tree_flatten(self.model.parameters())),
-            "optimizer": dict(tree_flatten(self.optimizer.state)),
+            "weights": named(self.model.parameters()),
+            "optimizer": named(self.optimizer.state),
             "averages": self.averages,
         }
         return {f"{part}.{name}": array for part, named in parts.items() for name, array in named.items()}
@@ -239,12 +239,12 @@ def fit(run: Run, batches: Callable[[int], Array], make_task: Callable[[Array], 
         gradient = tree_map(lambda g: g / weight, gradient)
         if settings.clip_value:
             gradient = tree_map(lambda g: mx.clip(g, -settings.clip_value, settings.clip_value), gradient)
-        norm = mx.sqrt(sum(mx.square(g).sum() for _, g in tree_flatten(gradient)))
+        norm = mx.sqrt(mx.stack([mx.square(g).sum() for g in named(gradient).values()]).sum())
         if settings.clip_norm:
             shrink = mx.minimum(1.0, settings.clip_norm / (norm + 1e-6))
             gradient = tree_map(lambda g: g * shrink, gradient)
         optimizer.update(model, gradient)
-        current = dict(tree_flatten(model.trainable_parameters()))
+        current = named(model.trainable_parameters())
         return norm, {name: keep * old + (1 - keep) * current[name] for name, old in averages.items()}
 
     state = [model.state, optimizer.state]
@@ -255,12 +255,14 @@ def fit(run: Run, batches: Callable[[int], Array], make_task: Callable[[Array], 
         mx.random.seed((settings.seed * 1_000_003 + step) % 2**63)
         for part, peak in zip(optimizer.optimizers, peaks(settings), strict=True):
             part.learning_rate = share * peak
-        totals, gradient = None, None
-        for place in range(settings.accumulate):
-            one, more = gradients(depth)(batches(run.step * settings.accumulate + place))
-            totals = one if totals is None else tuple(a + b for a, b in zip(totals, one, strict=True))
-            gradient = more if gradient is None else tree_map(mx.add, gradient, more)
+        first = run.step * settings.accumulate
+        totals, gradient = gradients(depth)(batches(first))
+        for number in range(first + 1, first + settings.accumulate):
             mx.eval(totals, gradient)
+            one, more = gradients(depth)(batches(number))
+            totals = [a + b for a, b in zip(totals, one, strict=True)]
+            gradient = tree_map(mx.add, gradient, more)
+        mx.eval(totals, gradient)
         _, plain, weight = totals
         loss = plain[-1].item() / max(1.0, weight.item())
         if not math.isfinite(loss):
@@ -272,7 +274,7 @@ def fit(run: Run, batches: Callable[[int], Array], make_task: Callable[[Array], 
         run.step = step
         seconds = time.perf_counter() - began
         rate = share * peaks(settings)[0]
-        yield Step(step, loss, rate, depth, norm.item(), settings.tokens_per_step, seconds)
+        yield Step(step, loss, rate, depth, float(norm), settings.tokens_per_step, seconds)
 
 
 def peaks(settings: FitConfig) -> tuple[float, float]:

@@ -23,11 +23,11 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from trm_mlx import fused
 from trm_mlx.cache import Cache, Slot
+from trm_mlx.fused import Mask
 
 EPSILON = 1e-5  # of every RMS normalisation; float16 cannot hold squares of much less
 LIMIT = 50_000_000  # stored parameters of a tiny model
 
-Mask = Literal["causal", "bidirectional"] | mx.array
 Position = Literal["rope", "alibi", "learned", "sinusoidal", "none"]
 
 
@@ -57,17 +57,14 @@ class ModelConfig:
     PRESETS: ClassVar[Mapping[str, "ModelConfig"]] = {}
 
     def __post_init__(self) -> None:
-        for name in ("vocabulary", "width", "heads", "kv_heads", "core", "depth", "context"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("prelude", "coda", "window", "pass_lora"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        one = ("vocabulary", "width", "heads", "kv_heads", "core", "depth", "context")
+        for name in (*one, "prelude", "coda", "window", "pass_lora"):
+            least = 1 if name in one else 0
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.width % self.heads or self.heads % self.kv_heads:
-            raise ValueError(
-                f"width must be a multiple of heads, and heads of kv_heads, got {self.width}, {self.heads} and "
-                f"{self.kv_heads}"
-            )
+            found = f"{self.width}, {self.heads} and {self.kv_heads}"
+            raise ValueError(f"width must be a multiple of heads, and heads of kv_heads, got {found}")
         if self.position == "rope" and self.head_width % 2:
             raise ValueError(f"width / heads must be even for rope, got {self.head_width}")
         if self.position == "sinusoidal" and self.width % 2:
@@ -80,11 +77,6 @@ class ModelConfig:
     @property
     def head_width(self) -> int:
         return self.width // self.heads
-
-    @property
-    def hidden(self) -> int:
-        """Features inside a feed-forward: both forms hold 6 D^2 weights."""
-        return 3 * self.width if self.feed_forward == "relu2" else 2 * self.width
 
     def blocks(self, depth: int | None = None) -> int:
         """Blocks that a token runs through."""
@@ -104,31 +96,31 @@ class ModelConfig:
 
     def linears(self) -> dict[str, tuple[int, int]]:
         """Shape (outputs, inputs) of each matrix of one block, by its name."""
-        D, inner = self.width, (1 if self.feed_forward == "relu2" else 2) * self.hidden
-        return {
-            "attention.qkv": (D + 2 * self.kv_heads * self.head_width, D),
-            "attention.out": (D, D),
-            "feed_forward.up": (inner, D),
-            "feed_forward.down": (D, self.hidden),
-        }
+        D, qkv = self.width, self.width + 2 * self.kv_heads * self.head_width
+        up, down = (3 * D, 3 * D) if self.feed_forward == "relu2" else (4 * D, 2 * D)  # 6 D^2 weights in both
+        shapes = [(qkv, D), (D, D), (up, D), (D, down)]
+        return dict(
+            zip(("attention.qkv", "attention.out", "feed_forward.up", "feed_forward.down"), shapes, strict=True)
+        )
+
+    def _block(self) -> tuple[int, int, int]:
+        """Numbers in a block's matrices, in its vectors, and in its low-rank corrections for one pass."""
+        shapes = self.linears().values()
+        vectors = 2 * self.width + (2 * self.head_width if self.qk_norm else 0)
+        return sum(a * b for a, b in shapes), vectors, self.pass_lora * sum(a + b for a, b in shapes)
 
     def stored_parameters(self) -> int:
         """Numbers that the model file holds."""
-        D = self.width
-        total = self.vocabulary * D + D + self.blocks(1) * self._block_parameters()
-        total += self.context * D if self.position == "learned" else 0
-        total += 2 * D if self.injection else 0
-        per_pass = 2 * D if self.pass_scale else 0
-        per_pass += self.pass_lora * sum(map(sum, self.linears().values()))
-        return total + self.core * self.depth * per_pass
+        matrices, vectors, lora = self._block()
+        total = (self.vocabulary + 1) * self.width + self.blocks(1) * (matrices + vectors)
+        total += self.context * self.width if self.position == "learned" else 0
+        total += 2 * self.width if self.injection else 0
+        return total + self.core * self.depth * ((2 * self.width if self.pass_scale else 0) + lora)
 
     def effective_parameters(self, depth: int | None = None) -> int:
         """Numbers that a model without sharing would hold to compute the same: each pass has its own core."""
-        return self.stored_parameters() + self.core * (self.at_depth(depth) - 1) * self._block_parameters()
-
-    def _block_parameters(self) -> int:
-        matrices = sum(rows * columns for rows, columns in self.linears().values())
-        return matrices + 2 * self.width + (2 * self.head_width if self.qk_norm else 0)
+        matrices, vectors, _ = self._block()
+        return self.stored_parameters() + self.core * (self.at_depth(depth) - 1) * (matrices + vectors)
 
     def flops_per_token(self, depth: int | None = None, length: int = 0) -> int:
         """Multiplications and additions in the matrix products of one token's forward pass.
@@ -137,10 +129,10 @@ class ModelConfig:
             depth: passes; None: all.
             length: positions that its attention looks at, itself included.
         """
-        seen = min(length, self.window or length)
-        block = sum(rows * columns for rows, columns in self.linears().values()) + 2 * seen * self.width
-        lora = self.core * self.at_depth(depth) * self.pass_lora * sum(map(sum, self.linears().values()))
-        return 2 * (self.blocks(depth) * block + lora + self.vocabulary * self.width)
+        matrices, _, lora = self._block()
+        attention = 2 * min(length, self.window or length) * self.width  # scores, and means of the values
+        total = self.blocks(depth) * (matrices + attention) + self.core * self.at_depth(depth) * lora
+        return 2 * (total + self.vocabulary * self.width)
 
     def cache_bytes_per_token(self, depth: int | None = None, bytes_per_number: int = 4) -> int:
         """Bytes that one position adds to the keys and values kept while generating."""
@@ -152,9 +144,7 @@ ModelConfig.PRESETS = {
     "tiny": ModelConfig(),
     "small": ModelConfig(width=384, heads=6, core=4),
     "base": ModelConfig(vocabulary=12288, width=512, heads=8, prelude=3, core=5, coda=3),
-    "large": ModelConfig(
-        vocabulary=16384, width=576, heads=9, kv_heads=3, prelude=3, core=6, coda=3, depth=2
-    ),
+    "large": ModelConfig(vocabulary=16384, width=576, heads=9, kv_heads=3, prelude=3, core=6, coda=3, depth=2),
 }
 
 
@@ -274,7 +264,7 @@ class TinyRecursiveLM(nn.Module):
             self.recall = mx.full((config.width,), 0.7)
         if config.position == "learned":
             self.positions = mx.zeros((config.context, config.width))
-        self.update(tree_unflatten(_initial(tree_flatten(self.parameters()), seed)))
+        self.update(tree_unflatten(_initial(named(self.parameters()), seed)))
 
     def __call__(
         self,
@@ -292,7 +282,7 @@ class TinyRecursiveLM(nn.Module):
         Args:
             ids: (B, T) integers below V.
             depth: passes through the core, 1 to config.depth; None: all.
-            exits: passes after which to read scores, ascending; None: after the last only.
+            exits: instead of depth, the passes after which to read scores, ascending; the last ends the run.
             mask: "causal", "bidirectional", or (B,) lengths of a prefix that is seen from everywhere.
             segments: (B, T) integers; tokens see only their own segment.
             cache: keys and values of the positions before `ids`, extended in place; made by `cache(depth)`.
@@ -304,15 +294,13 @@ class TinyRecursiveLM(nn.Module):
         Raises:
             ValueError: a depth or exit the model was not made for, or a cache of another depth.
         """
-        if exits is not None and (not exits or list(exits) != sorted(set(exits))):
-            raise ValueError(f"exits must be ascending passes, got {list(exits)}")
-        depth = self.config.at_depth(exits[-1] if exits and depth is None else depth)
-        for reached in exits or ():
-            if not 1 <= reached <= depth:
-                raise ValueError(f"an exit must be a pass from 1 to {depth}, got {reached}")
-        if cache is not None and (cache.depth != depth or len(exits or ()) > 1):
-            raise ValueError(f"this cache serves {cache.depth} passes and one exit, got {depth} and {exits}")
-        visible = self._visible(ids.shape, mask, segments, cache)
+        ends = [self.config.at_depth(depth)] if exits is None else list(exits)
+        if exits is not None and (depth is not None or not ends or ends != sorted({*ends} - {0})):
+            raise ValueError(f"exits must be ascending passes from 1, and stand for depth, got {exits} and {depth}")
+        depth = self.config.at_depth(ends[-1])
+        if cache is not None and (cache.depth != depth or len(ends) > 1):
+            raise ValueError(f"this cache serves {cache.depth} passes and one exit, got {depth} and {len(ends)}")
+        visible = self._visible(ids, mask, segments, cache)
         x = self._embed(ids, cache.length if cache else 0)
         x = _through(self.prelude, x, 0, visible, cache.prelude if cache else None)
         h = anchor = _rms(x)
@@ -320,7 +308,7 @@ class TinyRecursiveLM(nn.Module):
         states = []
         for index in range(depth):
             h = run(h, anchor, index, visible, cache.core[index] if cache else None)
-            if index + 1 in (exits or (depth,)):
+            if index + 1 in ends:
                 states.append(h)
         logits = [self._read(h, anchor, visible, cache.coda if cache else None, last) for h in states]
         return logits[0] if exits is None else mx.stack(logits)
@@ -347,28 +335,13 @@ class TinyRecursiveLM(nn.Module):
         h = _through(self.coda, h, 0, visible, slots)
         return self.embedding.as_linear(self.final_norm(h[:, -1:] if last else h))
 
-    def _visible(self, shape: tuple[int, ...], mask: Mask, segments, cache: Cache | None) -> mx.array | None:
-        """What may look at what, as `fused.attention` takes it: None where it is plainly causal."""
-        if isinstance(mask, str) and mask == "causal" and segments is None and self.config.position != "alibi":
+    def _visible(self, ids: mx.array, mask: Mask, segments: mx.array | None, cache: Cache | None) -> mx.array | None:
+        """Who sees whom, as `fused.attention` takes it: None where that is plainly causal."""
+        alibi = self.config.heads if self.config.position == "alibi" else 0
+        if isinstance(mask, str) and mask == "causal" and segments is None and not alibi:
             return None
-        T = shape[1]
-        S = T + (cache.length if cache else 0)
-        if isinstance(mask, str) and mask not in ("causal", "bidirectional"):
-            raise ValueError(f'mask must be "causal", "bidirectional" or prefix lengths, got {mask!r}')
-        query, key = mx.arange(S - T, S)[:, None], mx.arange(S)[None]
-        seen = (key <= query)[None, None]  # (1, 1, T, S), or with B
-        if not isinstance(mask, str):
-            seen = seen | (key < mask[:, None, None, None])
-        elif mask == "bidirectional":
-            seen = mx.ones_like(seen)
-        if self.config.window:
-            seen = seen & (mx.abs(key - query) < self.config.window)
-        if segments is not None:
-            seen = seen & (segments[:, None, :, None] == segments[:, None, None, :])
-        if self.config.position != "alibi":
-            return seen
-        slopes = 2.0 ** (-8 * mx.arange(1, self.config.heads + 1) / self.config.heads)
-        return mx.where(seen, -slopes[:, None, None] * mx.abs(query - key), -math.inf)
+        T, start = ids.shape[1], cache.length if cache else 0
+        return fused.visible(T, start + T, mask, segments, self.config.window, alibi)
 
 
 def _rms(x: mx.array) -> mx.array:
@@ -388,15 +361,18 @@ def _waves(start: int, end: int, width: int) -> mx.array:
     return mx.concatenate([mx.sin(angles), mx.cos(angles)], axis=-1)
 
 
-def _initial(parameters: list[tuple[str, mx.array]], seed: int) -> list[tuple[str, mx.array]]:
+def named(tree: object) -> dict[str, mx.array]:
+    """The arrays of a tree by dotted name, as a model folder names them."""
+    return {name: array for name, array in tree_flatten(tree) if isinstance(array, mx.array)}
+
+
+def _initial(parameters: dict[str, mx.array], seed: int) -> list[tuple[str, mx.array]]:
     """Matrices truncated normal of deviation sqrt(2 / 5 D), those that end a branch zero; the rest as made."""
-    keys = mx.random.split(mx.random.key(seed), len(parameters))
-    drawn = []
-    for (name, value), key in zip(sorted(parameters), keys, strict=True):
-        if name.endswith(("out.weight", "down.weight", "lora_b")):
-            value = mx.zeros_like(value)
-        elif name.endswith("lora_a") or name == "positions" or (value.ndim == 2 and name.endswith("weight")):
-            deviation = math.sqrt(2 / (5 * value.shape[-1]))
+    drawn, keys = [], mx.random.split(mx.random.key(seed), len(parameters))
+    for (name, value), key in zip(sorted(parameters.items()), keys, strict=True):
+        if name.endswith("lora_a") or name == "positions" or (value.ndim == 2 and name.endswith("weight")):
+            ending = name.endswith(("out.weight", "down.weight"))
+            deviation = 0.0 if ending else math.sqrt(2 / (5 * value.shape[-1]))
             value = deviation * mx.random.truncated_normal(-3, 3, value.shape, key=key)
         drawn.append((name, value))
     return drawn

@@ -89,7 +89,7 @@ def loss(
     """
     last = model.config.at_depth(depth)
     earlier = [reached for reached in exits if reached < last] if exit_weight else []
-    logits = model(task.inputs, depth=last, exits=[*earlier, last], mask=task.mask, segments=task.segments)
+    logits = model(task.inputs, exits=[*earlier, last], mask=task.mask, segments=task.segments)
     targets = mx.broadcast_to(task.targets, logits.shape[:-1])
     each = fused.cross_entropy(logits, targets, smoothing)
     sums = (each * task.weights).sum((1, 2))  # (E,)

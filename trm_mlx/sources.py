@@ -181,15 +181,9 @@ def _from_record(record: object, where: str) -> Document:
             {"role": "assistant", "content": record["response"]},
         ]
     for message in messages:
-        if not isinstance(message, dict) or not all(
-            isinstance(message.get(key), str) for key in ("role", "content")
-        ):
-            raise ValueError(
-                f"{where}: each message must have a role and a content as text, got {message!r:.60}"
-            )
-    text = (
-        record["text"] if forms[0] == ("text",) else "\n\n".join(message["content"] for message in messages)
-    )
+        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise ValueError(f"{where}: each message must have a role and a content as text, got {message!r:.60}")
+    text = record["text"] if forms[0] == ("text",) else "\n\n".join(message["content"] for message in messages)
     try:
         utf8(text)
     except ValueError as error:

@@ -197,7 +197,5 @@ def _turns(messages: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
             )
         turns.append((expected, content if turns else system + content))
     if not turns:
-        raise ValueError(
-            f"a chat must have a user message, got {len(messages)} messages and none from the user"
-        )
+        raise ValueError(f"a chat must have a user message, got {len(messages)} messages and none from the user")
     return turns

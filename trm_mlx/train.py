@@ -4,20 +4,20 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import mlx.core as mx
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_unflatten
 
 from trm_mlx import checkpoint, config, data, journal, objectives
 from trm_mlx.decode.sampling import SamplingConfig
 from trm_mlx.decode.stream import StreamConfig, events
 from trm_mlx.loop import FitConfig, Run, fit, most_passes
-from trm_mlx.model import ModelConfig, TinyRecursiveLM
+from trm_mlx.model import ModelConfig, TinyRecursiveLM, named
 from trm_mlx.tokenizer import Tokenizer
 
 SETTINGS, METRICS, CORPUS = "train.json", "metrics.jsonl", "corpus"
@@ -75,16 +75,17 @@ def train(settings: TrainConfig, steps: int | None = None) -> dict[int, objectiv
     else:
         settings = _restarted(folder, steps)
     model, tokenizer = checkpoint.load(folder, mx.float32)
-    run = Run(model, settings.fit)
     corpus = data.Corpus.load(folder / CORPUS, verify=True)
+    if corpus.tokenizer_sha256 != checkpoint.digest(tokenizer.bytes):
+        raise ValueError(f"{folder / CORPUS} was made with another tokenizer than {checkpoint.TOKENIZER}")
     facts = {"train": corpus.train.sha256}
     best, waited = float("inf"), 0
     if (folder / checkpoint.TRAINING).exists():
-        arrays, saved = checkpoint.load_training(folder)
-        if saved.get("train") != facts["train"]:
-            raise ValueError(f"{folder / CORPUS} is not the corpus that this run was trained on")
-        run.restore(arrays, int(saved["step"]))
-        best, waited = float(saved["best"]), int(saved["waited"])
+        run = Run(model, settings.fit)
+        best, waited = _restore(run, folder, facts)
+    else:  # the first save may have been cut between the model and the training state: begin with new weights
+        run = Run(TinyRecursiveLM(model.config, settings.fit.seed), settings.fit)
+        model = run.model
 
     fitting = settings.fit
     batches = data.Batches(corpus.train_path, window=fitting.length, batch=fitting.batch, seed=fitting.seed)
@@ -100,8 +101,12 @@ def train(settings: TrainConfig, steps: int | None = None) -> dict[int, objectiv
         checkpoint.save_training(folder, run.arrays(), facts | state)
 
     steps = fitting.steps
-    with journal.Journal(folder / METRICS, total=steps, resume=run.step) as log, _interruptible() as interrupted:
-        for event in fit(run, lambda number: mx.array(batches[number]), task):
+    with (
+        journal.Journal(folder / METRICS, total=steps, resume=run.step) as log,
+        _interruptible() as interrupted,
+    ):
+        stopped = 0 < settings.patience <= waited  # a run that stopped early has nothing to go on with
+        for event in fit(run, lambda number: mx.array(batches[number]), task) if not stopped else ():
             number = event.step
             if number % settings.report_every == 0 or number == steps:
                 log.write(
@@ -133,10 +138,11 @@ def train(settings: TrainConfig, steps: int | None = None) -> dict[int, objectiv
                 with averaged(run):
                     log.text(f"sample at step {number}", sample_text(model, tokenizer, settings, number))
             stopping = number == steps or 0 < settings.patience <= waited
-            if stopping or interrupted() or number % settings.save_every == 0:
+            leaving = interrupted()  # asked once: a signal after this is for the next step
+            if stopping or leaving or number % settings.save_every == 0:
                 save()
                 log.write("save", step=number, folder=str(folder))
-            if interrupted() and not stopping:
+            if leaving and not stopping:
                 log.text("stopped", f"go on with: python -m trm_mlx.train --resume {folder}")
                 raise KeyboardInterrupt
             if stopping:
@@ -165,7 +171,7 @@ def start(settings: TrainConfig) -> None:
                 f"try --vocabulary {tokenizer.vocabulary}"
             )
         model = TinyRecursiveLM(shape, settings.fit.seed)
-        weights = dict(tree_flatten(model.parameters()))
+        weights = named(model.parameters())
         checkpoint.save(aside, shape, tokenizer, weights, mx.float32)
         corpus = data.prepare(
             settings.data,
@@ -229,7 +235,7 @@ def sample_text(model: TinyRecursiveLM, tokenizer: Tokenizer, settings: TrainCon
 
 
 @contextmanager
-def averaged(run: Run) -> Iterator[None]:
+def averaged(run: Run) -> Generator[None]:
     """The model with its averaged weights, if it has any, ready to use; back in training after."""
     own = run.model.parameters()
     if run.averages:
@@ -243,7 +249,7 @@ def averaged(run: Run) -> Iterator[None]:
 
 
 @contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
+def _interruptible() -> Generator[Callable[[], bool]]:
     """Whether Ctrl-C or a termination came since; the second one is no longer held back."""
     came: list[int] = []
     kinds = (signal.SIGINT, signal.SIGTERM)
@@ -274,7 +280,29 @@ def _restarted(folder: Path, steps: int | None) -> TrainConfig:
     if not path.is_file():
         raise FileNotFoundError(f"no {SETTINGS} in {folder}; only a folder that trm_mlx.train made can be resumed")
     settings = config.read(TrainConfig, path)
-    return replace(settings, fit=replace(settings.fit, steps=steps)) if steps else settings
+    if steps and steps != settings.fit.steps:
+        settings = replace(settings, fit=replace(settings.fit, steps=steps))
+        config.write(settings, path)  # else a second --resume would end where the first run did
+    return settings
+
+
+def _restore(run: Run, folder: Path, facts: dict[str, str]) -> tuple[float, int]:
+    """Put a run back where it was saved; its best score, and the evaluations since."""
+    path = folder / checkpoint.TRAINING
+    arrays, saved = checkpoint.load_training(folder)
+    if any(saved.get(name) != fact for name, fact in facts.items()):
+        raise ValueError(f"{folder / CORPUS} is not the corpus that this run was trained on")
+    try:
+        step, best, waited = int(saved["step"]), float(saved["best"]), int(saved["waited"])
+    except (KeyError, ValueError):
+        raise ValueError(f"{path} must say its step, best score and wait, got {sorted(saved)}") from None
+    own = run.arrays()
+    checkpoint.check_shapes(path, {name: array.shape for name, array in own.items()}, arrays)
+    for name, array in arrays.items():
+        if array.dtype != own[name].dtype:
+            raise ValueError(f"{path}: {name!r} must be {own[name].dtype}, got {array.dtype}")
+    run.restore(arrays, step)
+    return best, waited
 
 
 def _say(line: str) -> None:
@@ -284,8 +312,11 @@ def _say(line: str) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     settings, given = config.parse_given(TrainConfig, argv, program="trm_mlx.train")
     with config.door("trm_mlx.train"):
-        if settings.resume and (more := given - {"resume", "fit.steps"}):
-            raise ValueError(f"--resume goes on as the run was started, so only --steps may be given with it, got {more}")
+        if settings.resume and (more := sorted(given - {"resume", "fit.steps"})):
+            raise ValueError(
+                f"--resume goes on as the run was started, so only --steps may be given with it, "
+                f"got {', '.join(more)}"
+            )
         steps = settings.fit.steps if "fit.steps" in given else None
         for depth, score in train(settings, steps).items():
             print(f"depth {depth}  bits_per_byte {score.bits_per_byte:.4f} +- {score.standard_error:.4f}")

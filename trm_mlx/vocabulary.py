@@ -120,9 +120,7 @@ def _train(chosen: list[str], vocabulary: int) -> bytes:
     if most := re.search(r"set it to a value <= (\d+)", message):
         fits = int(most[1]) // 32 * 32
         remedy = f"ask for {fits} or give more text" if fits >= SMALLEST else "give more text"
-        raise ValueError(
-            f"vocabulary must be at most {most[1]} for so little text, got {vocabulary}; {remedy}"
-        )
+        raise ValueError(f"vocabulary must be at most {most[1]} for so little text, got {vocabulary}; {remedy}")
     if least := re.search(r"\d+ vs (\d+)", message):
         needed = -(-int(least[1]) // 32) * 32
         raise ValueError(f"vocabulary must be at least {needed} for so many characters, got {vocabulary}")
@@ -147,9 +145,7 @@ def open_model(model: bytes, name: str) -> "SentencePieceProcessor":
         processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         pieces = processor.id_to_piece(list(range(processor.vocab_size())))
     except (ValueError, RuntimeError, TypeError, IndexError):
-        raise ValueError(
-            f"{name} must be a whole SentencePiece model, got {len(model)} bytes that are not"
-        ) from None
+        raise ValueError(f"{name} must be a whole SentencePiece model, got {len(model)} bytes that are not") from None
     rules = {
         "BPE": trainer.get(3, 1) == 2,
         "byte fallback": trainer.get(35, 0) == 1,
@@ -158,8 +154,7 @@ def open_model(model: bytes, name: str) -> "SentencePieceProcessor":
         "no dummy prefix": normalizer.get(3, 1) == 0,
         "no removal of spaces": normalizer.get(4, 1) == 0,
         "escaped spaces": normalizer.get(5, 1) == 1,
-        "reserved ids 0 1 2 3": [trainer.get(field, default) for field, default in RESERVED.items()]
-        == [0, 1, 2, 3],
+        "reserved ids 0 1 2 3": [trainer.get(field, default) for field, default in RESERVED.items()] == [0, 1, 2, 3],
         f"control ids 4 5 6 {' '.join(CONTROL)}": tuple(pieces[4:7]) == CONTROL
         and all(processor.is_control(i) for i in range(1, 7)),
         "no piece over two words": not any(re.search(f"[^ {SPACE}][ {SPACE}]", piece) for piece in pieces),
@@ -167,9 +162,7 @@ def open_model(model: bytes, name: str) -> "SentencePieceProcessor":
     }
     wrong = [rule for rule, holds in rules.items() if not holds]
     if wrong:
-        raise ValueError(
-            f"{name} must be a tokenizer of Tokenizer.train, got one without: {', '.join(wrong)}"
-        )
+        raise ValueError(f"{name} must be a tokenizer of Tokenizer.train, got one without: {', '.join(wrong)}")
     return processor
 
 

@@ -158,9 +158,7 @@ def penalize(logits: np.ndarray, penalty: float, history: Collection[int]) -> No
     if not isinstance(history, History):
         history = History(logits.size, history)
     if history.vocabulary != logits.size:
-        raise ValueError(
-            f"history must have the vocabulary of the logits, {logits.size}, got {history.vocabulary}"
-        )
+        raise ValueError(f"history must have the vocabulary of the logits, {logits.size}, got {history.vocabulary}")
     old = logits[history.ids]
     logits[history.ids] = np.where(old > 0, old / penalty, old * penalty)
 

@@ -31,6 +31,8 @@ class StreamConfig:
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
+        if isinstance(self.stop, str):
+            raise ValueError(f"stop must be a tuple of texts, got the text {self.stop!r}")
         if "" in self.stop:
             raise ValueError("a stop text must not be empty")
 
@@ -68,7 +70,9 @@ def events(
     """
     context = model.config.context
     if not 0 < len(prompt) < context:
-        raise ValueError(f"the prompt must have 1 to {context - 1} tokens, as the context is {context}, got {len(prompt)}")
+        raise ValueError(
+            f"the prompt must have 1 to {context - 1} tokens, as the context is {context}, got {len(prompt)}"
+        )
     cache = model.cache(settings.depth)
     history = History(tokenizer.vocabulary, prompt if sampling.repetition_penalty != 1 else ())
     ends, words, scanner = (tokenizer.eos, tokenizer.end), tokenizer.stream(), Scanner(settings.stop)
@@ -101,7 +105,10 @@ def events(
 
 
 class Scanner:
-    """Passes text on, holding back what may yet become a stop text; nothing after the first one passes."""
+    """Passes text on up to the first stop text, holding back what may yet become one.
+
+    The first is the one that ends first, so that it does not matter how the text comes in pieces.
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self.stops, self.held, self.found = stops, "", False
@@ -111,9 +118,9 @@ class Scanner:
         if self.found:
             return ""
         self.held += text
-        places = [place for stop in self.stops if (place := self.held.find(stop)) >= 0]
+        places = [(place + len(stop), place) for stop in self.stops if (place := self.held.find(stop)) >= 0]
         if places:
-            text, self.held, self.found = self.held[: min(places)], "", True
+            text, self.held, self.found = self.held[: min(places)[1]], "", True
             return text
         return self._release(max((self._overlap(stop) for stop in self.stops), default=0))
 
@@ -146,7 +153,7 @@ class Reply:
     @property
     def tokens_per_second(self) -> float:
         """Of decoding: tokens after the first, over the time since the first."""
-        return (len(self.tokens) - 1) / max(self.seconds - self.seconds_to_first, 1e-9)
+        return max(len(self.tokens) - 1, 0) / max(self.seconds - self.seconds_to_first, 1e-9)
 
 
 class Timed:

@@ -1,0 +1,346 @@
+import dataclasses
+import io
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlx.utils import tree_flatten
+from tiny_folder import ROOT, text
+
+import trm_mlx
+from trm_mlx import checkpoint
+from trm_mlx.decode.sampling import SamplingConfig
+from trm_mlx.decode.stream import StreamConfig, events
+from trm_mlx.generate import GenerateConfig, generate, main, read_prompt, run
+
+pytest_plugins = ["tiny_folder"]
+
+PROMPT = "hello moon"
+TIMES = r"\d+ tokens  \d+ tokens_per_s  first token after \d+ ms  stopped by (end|stop|length|context)\n"
+
+
+def started(*words: object) -> subprocess.Popen[bytes]:
+    """A command that is still running."""
+    command = [sys.executable, "-m", "trm_mlx.generate", *map(str, words)]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
+
+
+def stdin_of(monkeypatch, content: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+def printed(capsys, *flags: object) -> str:
+    """What the command writes to stdout; to stderr it writes the times."""
+    main([str(flag) for flag in flags])
+    out, err = capsys.readouterr()
+    assert re.fullmatch(TIMES, err)
+    return out
+
+
+# The function.
+
+
+def test_generate_gives_what_the_events_add_up_to(loaded):
+    model, tokenizer = loaded
+    reply = generate(*loaded, PROMPT, max_tokens=15, depth=1, top_k=5, seed=9)
+    ids = [tokenizer.bos, *tokenizer.encode(PROMPT)]
+    config, sampling = StreamConfig(max_tokens=15, depth=1), SamplingConfig(top_k=5, seed=9)
+    found = list(events(model, tokenizer, ids, config, sampling))
+    assert reply.tokens == tuple(event.token for event in found)
+    assert reply.text == "".join(event.text for event in found) == tokenizer.decode(reply.tokens)
+    assert (reply.reason, reply.prompt_tokens) == (found[-1].reason, len(ids))
+
+
+def test_an_empty_prompt_begins_a_text(loaded):
+    assert generate(*loaded, "", max_tokens=3).prompt_tokens == 1
+
+
+@pytest.mark.slow
+def test_each_way_of_sampling_has_its_effect(loaded):
+    def tokens(**options):
+        return generate(*loaded, PROMPT, max_tokens=12, **options).tokens
+
+    greedy, usual = tokens(temperature=0), tokens(top_k=0)
+    assert greedy == tokens(temperature=0, seed=8) == tokens(top_k=1) == tokens(min_p=1.0) == tokens(top_p=1e-9)
+    assert tokens(temperature=0, repetition_penalty=2.0) != greedy
+    for option in ({"temperature": 2.0}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.3}, {"seed": 1}):
+        assert tokens(**{"top_k": 0, **option}) != usual, option
+
+
+def test_a_seed_may_be_any_64_bit_number(loaded):
+    largest = generate(*loaded, PROMPT, max_tokens=20, seed=2**64 - 1)
+    assert largest.tokens == generate(*loaded, PROMPT, max_tokens=20, seed=2**64 - 1).tokens
+
+
+def test_what_is_held_back_for_a_stop_text_comes_at_the_end(loaded):
+    whole = generate(*loaded, PROMPT, max_tokens=20, temperature=0)
+    held = generate(*loaded, PROMPT, max_tokens=20, temperature=0, stop=(whole.text[-3:] + "never",))
+    assert held.text == whole.text
+
+
+def test_a_stop_text_cuts_the_text(loaded):
+    whole = generate(*loaded, PROMPT, max_tokens=20).text
+    stop = whole[5:8]
+    reply = generate(*loaded, PROMPT, max_tokens=20, stop=(stop, "never"))
+    assert (reply.text, reply.reason) == (whole[: whole.index(stop)], "stop")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_token": 3}, "unknown option 'max_token'; known are depth, max_tokens, min_p"),
+        ({"seed": 2**64}, "seed must be at least 0 and below"),
+        ({"stop": "END"}, "stop must be a tuple of texts"),
+        ({"depth": 3}, "depth must be 1 to 2"),
+    ],
+)
+def test_an_option_that_is_wrong_is_refused(loaded, options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        generate(*loaded, PROMPT, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "import trm_mlx",
+        "import trm_mlx; import trm_mlx.generate",
+        "import trm_mlx; trm_mlx.generate; import trm_mlx.generate",
+        "import trm_mlx; from trm_mlx import generate; trm_mlx.generate = generate",
+        "import trm_mlx; from trm_mlx.generate import generate; trm_mlx.generate = generate",
+        "import trm_mlx; import trm_mlx.generate as module; trm_mlx.generate = module",
+    ],
+)
+def test_the_package_generates_whatever_was_imported_first(folder, lines):
+    call = f"print(trm_mlx.generate(*trm_mlx.load({str(folder)!r}), 'a', max_tokens=3, temperature=0).tokens)"
+    done = subprocess.run([sys.executable, "-c", f"{lines}\n{call}"], cwd=ROOT, capture_output=True, text=True)
+    expected = generate(*trm_mlx.load(folder), "a", max_tokens=3, temperature=0).tokens
+    assert (done.stdout, done.stderr) == (f"{expected}\n", "")
+
+
+def test_the_module_keeps_its_names_once_the_package_has_generated(loaded):
+    package: Any = trm_mlx
+    assert package.generate(*loaded, "a", max_tokens=1).tokens == generate(*loaded, "a", max_tokens=1).tokens
+    assert package.generate.GenerateConfig is GenerateConfig
+
+
+# The prompt.
+
+
+def test_the_prompt_comes_from_flag_file_or_standard_input(folder, tmp_path, monkeypatch, capsys):
+    model = ("--model", folder, "--max-tokens", 8)
+    file = tmp_path / "prompt"
+    file.write_bytes("caf\u00e9\nmoon\n".encode())
+    expected = printed(capsys, *model, "--prompt", "caf\u00e9\nmoon")
+    assert expected.startswith("caf\u00e9\nmoon")
+    assert printed(capsys, *model, "--prompt-file", file) == expected
+    for flags in ((), ("--prompt-file", "-")):
+        stdin_of(monkeypatch, file.read_bytes())
+        assert printed(capsys, *model, *flags) == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "prompt"),
+    [(b"", ""), (b"\n", ""), (b"a\n\n", "a\n"), (b" a ", " a "), (b"a\r\n", "a\r"), (b"\x00", "\x00")],
+)
+def test_of_a_prompt_only_one_line_end_is_dropped(monkeypatch, content, prompt):
+    stdin_of(monkeypatch, content)
+    assert read_prompt(GenerateConfig()) == prompt
+
+
+def test_a_prompt_that_is_empty_is_not_asked_for_again(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert read_prompt(GenerateConfig(prompt="")) == ""
+
+
+# The command.
+
+
+def test_the_command_writes_prompt_and_text_to_stdout_and_times_to_stderr(folder, loaded, capsys):
+    flags = ("--model", folder, "--prompt", PROMPT, "--max-tokens", 15, "--seed", 4, "--depth", 1)
+    expected = generate(*loaded, PROMPT, max_tokens=15, seed=4, depth=1)
+    assert printed(capsys, *flags) == f"{PROMPT}{expected.text}\n"
+
+
+def test_json_holds_the_reply_and_how_it_was_made(folder, loaded, capsys):
+    flags = (
+        "--model",
+        folder,
+        "--prompt",
+        PROMPT,
+        "--max-tokens",
+        9,
+        "--top-p",
+        0.9,
+        "--json",
+        "--stop",
+        "a b",
+        "c",
+    )
+    record = json.loads(printed(capsys, *flags))
+    expected = generate(*loaded, PROMPT, max_tokens=9, top_p=0.9, stop=("a b", "c"))
+    assert (record["text"], tuple(record["tokens"])) == (expected.text, expected.tokens)
+    assert (record["prompt"], record["model"], record["depth"]) == (PROMPT, "tiny", 2)
+    assert (record["reason"], record["prompt_tokens"]) == (expected.reason, expected.prompt_tokens)
+    assert record["sampling"] == dataclasses.asdict(SamplingConfig(top_p=0.9))
+    assert 0 < record["seconds_to_first"] <= record["seconds"]
+    assert record["tokens_per_second"] > 0
+
+
+def test_run_gives_the_reply(folder, loaded, capsys):
+    settings = GenerateConfig(prompt=PROMPT, model=folder, stream=StreamConfig(max_tokens=5))
+    assert run(settings).tokens == generate(*loaded, PROMPT, max_tokens=5).tokens
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--prompt", "word " * 600], r"the prompt must have 1 to 511 tokens, .*, got \d+"),
+        (["--prompt", "a", "--prompt-file", "b"], "give --prompt or --prompt-file, not both"),
+        (["--prompt", "a", "--promt", "b"], "unknown flag --promt; did you mean --prompt"),
+        (["--prompt", "a", "--depth", "3"], "depth must be 1 to 2, .* got 3"),
+        (["--prompt", "a", "--depth", "0"], "depth must be 1 to 2, .* got 0"),
+        (["--prompt", "a", "--depth", "x"], "--depth must be a whole number or none, got 'x'"),
+        (["--prompt", "a", "--max-tokens", "0"], "max_tokens must be at least 1, got 0"),
+        (["--prompt", "a", "--seed", "18446744073709551616"], "seed must be at least 0"),
+        (["--prompt", "a", "--seed", "-1"], "seed must be at least 0"),
+        (["--prompt", "a", "--temperature", "nan"], "--temperature must be a finite number"),
+        (["--prompt", "a", "--temperature", "-1"], "temperature must be finite and at least 0"),
+        (["--prompt", "a", "--top-p", "0"], "top_p must be above 0"),
+        (["--prompt", "a", "--top-k", "-1"], "top_k must be at least 0"),
+        (["--prompt", "a", "--min-p", "2"], "min_p must lie between 0 and 1"),
+        (["--prompt", "a", "--repetition-penalty", "0"], "repetition_penalty must be finite and above 0"),
+        (["--prompt", "a", "--stop", ""], "a stop text must not be empty"),
+        (["--prompt", "a", "--model", "{tmp}/none"], "no model folder at .*none"),
+        (["--prompt", "a", "--model", "{tmp}"], "no config.json in"),
+        (["--prompt", "a\udcff"], r"lone surrogate U\+DCFF at character 1"),
+        (["--prompt-file", "{tmp}/none"], "No such file or directory: .*none"),
+        (["--prompt-file", "{tmp}/bad"], "bad must be UTF-8, got byte 0xFF at 3"),
+        ([], "standard input must be UTF-8, got byte 0xC3 at 1"),
+        (["--prompt-file", "-"], "standard input must be UTF-8, got byte 0xC3 at 1"),
+    ],
+    ids=lambda part: " ".join(part)[:40].replace("\udcff", "?") if isinstance(part, list) else "",
+)
+def test_asked_wrongly_it_says_so_in_one_line_and_writes_nothing(
+    folder, tmp_path, monkeypatch, capsys, flags, message
+):
+    (tmp_path / "bad").write_bytes(b"caf\xff")
+    stdin_of(monkeypatch, b"a\xc3")
+    flags = [flag.replace("{tmp}", str(tmp_path)) for flag in flags]
+    with pytest.raises(SystemExit) as stop:
+        main(["--model", str(folder), *flags])
+    out, err = capsys.readouterr()
+    assert (stop.value.code, out, err.count("\n")) == (2, "", 1)
+    assert re.search(message, err)
+
+
+def test_a_terminal_is_not_waited_on_for_a_prompt(folder, monkeypatch, capsys):
+    stdin_of(monkeypatch, b"")
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    with pytest.raises(SystemExit, match="2"):
+        main(["--model", str(folder)])
+    assert 'give --prompt "...", --prompt-file FILE, or pipe text in' in capsys.readouterr().err
+
+
+def test_a_prompt_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("trm_mlx.generate.LARGEST_PROMPT", 100)
+    file = tmp_path / "long"
+    file.write_text("a" * 101)
+    with pytest.raises(ValueError, match="long must be at most 100 bytes"):
+        read_prompt(GenerateConfig(prompt_file=file))
+
+
+def test_a_model_whose_scores_are_no_numbers_writes_nothing(loaded, tmp_path, capsys):
+    model, tokenizer = loaded
+    named: list[Any] = tree_flatten(model.parameters())
+    weights = {name: array * math.nan for name, array in named}
+    checkpoint.save(tmp_path / "nan", model.config, tokenizer, weights, named[0][1].dtype)
+    with pytest.raises(SystemExit, match="2"):
+        main(["--model", str(tmp_path / "nan"), "--prompt", PROMPT])
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "logits must be finite, or -inf to forbid a token, got NaN at id 0" in err
+
+
+# The command as a process.
+
+
+@pytest.mark.slow
+def test_text_is_written_while_more_is_being_made(folder):
+    with started("--model", folder, "--prompt", PROMPT, "--max-tokens", 100, "--temperature", 0) as process:
+        assert process.stdout and process.stderr
+        pieces = []
+        while piece := os.read(process.stdout.fileno(), 1 << 16):
+            pieces.append(piece)
+        err = process.stderr.read().decode()
+    assert len(pieces) > 10
+    assert b"".join(pieces).startswith(PROMPT.encode())
+    assert process.returncode == 0
+    assert re.fullmatch(TIMES, err)
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_same_bytes(folder, command):
+    flags = ("trm_mlx.generate", "--model", folder, "--prompt", PROMPT, "--max-tokens", 30, "--seed", 11)
+    assert command(*flags).stdout == command(*flags).stdout != command(*flags[:-1], 12).stdout
+
+
+@pytest.mark.slow
+def test_a_reader_that_has_enough_ends_it_quietly(folder):
+    with started("--model", folder, "--prompt", PROMPT, "--max-tokens", 500, "--temperature", 0) as process:
+        assert process.stdout and process.stderr
+        assert process.stdout.read(5) == b"hello"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_it_with_one_line_and_130(folder):
+    with started("--model", folder, "--prompt", PROMPT, "--max-tokens", 500, "--temperature", 0) as process:
+        assert process.stdout and process.stderr
+        assert process.stdout.read(5) == b"hello"
+        process.send_signal(signal.SIGINT)
+        rest, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, b"trm_mlx.generate: interrupted\n")
+    assert not rest.endswith(b"\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_narrow_terminal_gets_question_marks_for_what_it_cannot_show(folder, command, encoding):
+    flags = ("trm_mlx.generate", "--model", folder, "--max-tokens", 30, "--temperature", 4)
+    wide = command(*flags, given="caf\u00e9 \u4f60".encode(), PYTHONIOENCODING="utf-8")
+    narrow = command(*flags, given="caf\u00e9 \u4f60".encode(), PYTHONIOENCODING=encoding)
+    assert narrow.returncode == 0
+    assert narrow.stdout == wide.stdout.decode().encode(encoding, errors="replace")
+    assert re.fullmatch(TIMES, narrow.stderr.decode())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [(), ("--prompt-file", "-")])
+def test_a_closed_standard_input_is_asked_wrongly(folder, flags):
+    words = [sys.executable, "-m", "trm_mlx.generate", "--model", str(folder), *flags]
+    done = subprocess.run(["sh", "-c", 'exec "$@" <&-', "sh", *words], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "give --prompt" in done.stderr
+
+
+@pytest.mark.slow
+def test_standard_input_of_a_pipe_is_the_prompt(folder, command, tmp_path: Path):
+    words = ("trm_mlx.generate", "--model", folder, "--max-tokens", 5)
+    prompt = text(200)
+    assert command(*words, given=prompt.encode()).stdout == command(*words, "--prompt", prompt).stdout
