@@ -88,7 +88,7 @@ class DiskFile:
 
 def weights(seed: int, shape: ModelConfig = TINY) -> dict[str, mx.array]:
     """Numbers of every size, none of them as a new model has it."""
-    named: list[tuple[str, Any]] = tree_flatten(TinyRecursiveLM(shape, seed).parameters())
+    named: list[tuple[str, Any]] = sorted(tree_flatten(TinyRecursiveLM(shape, seed).parameters()))
     keys = mx.random.split(mx.random.key(seed), len(named))
     return {name: mx.random.normal(a.shape, key=key) for (name, a), key in zip(named, keys, strict=True)}
 

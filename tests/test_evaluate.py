@@ -290,3 +290,9 @@ def test_a_model_of_no_numbers_is_refused(loaded, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "load", lambda _: (model, tokenizer))
     with pytest.raises(ValueError, match="the loss at depth 2 must be finite"):
         scored(tmp_path, jsonl(tmp_path / "a.jsonl", "the moon"))
+
+
+def test_every_depth_is_checked_before_the_first_is_scored(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(objectives, "score_windows", lambda *_: pytest.fail("scored"))
+    with pytest.raises(ValueError, match="got 9"):
+        scored(folder, jsonl(tmp_path / "a.jsonl", "the moon"), depth=(1, 9))
