@@ -18,7 +18,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/ty check --python $(VENV) .
+	$(BIN)/ty check --python $(VENV) trm_mlx convert benchmarks
 	$(BIN)/python -m pytest -q
 
 setup: $(VENV)/.test

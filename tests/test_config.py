@@ -135,9 +135,7 @@ def test_written_settings_read_back_equal(tmp_path):
 def test_toml_holds_the_same_keys(tmp_path):
     (tmp_path / "run.toml").write_text('data = "d"\npeak_rate = 1\n[model]\nnorm = "layer"\n')
     settings = config.read(Run, tmp_path / "run.toml")
-    assert settings == Run(
-        data=Path("d"), peak_rate=1.0, model=Shape(width=256, norm="layer", exits=(1, 2, 4))
-    )
+    assert settings == Run(data=Path("d"), peak_rate=1.0, model=Shape(width=256, norm="layer", exits=(1, 2, 4)))
     assert type(settings.peak_rate) is float
 
 
@@ -182,12 +180,8 @@ def test_malformed_files_are_refused_in_one_line(tmp_path):
     assert file_refusal(tmp_path / "b.json", b"\xff\xfe").startswith("b.json is not valid JSON: ")
     assert file_refusal(tmp_path / "c.json", "[" * 100_000).startswith("c.json is not valid JSON: ")
     assert file_refusal(tmp_path / "d.json", "[1]") == "d.json must be a table of settings, got [1]"
-    assert file_refusal(tmp_path / "e.json", " " * (1 << 20) + "{}").startswith(
-        "e.json must be at most 1048576"
-    )
-    assert file_refusal(tmp_path / "f.yaml", "{}").startswith(
-        "settings must be in a .json or .toml file, got"
-    )
+    assert file_refusal(tmp_path / "e.json", " " * (1 << 20) + "{}").startswith("e.json must be at most 1048576")
+    assert file_refusal(tmp_path / "f.yaml", "{}").startswith("settings must be in a .json or .toml file, got")
 
 
 def test_failed_write_keeps_the_old_file_and_names_it(tmp_path, monkeypatch):
@@ -204,9 +198,7 @@ def test_failed_write_keeps_the_old_file_and_names_it(tmp_path, monkeypatch):
 
 
 def test_flags_set_fields_of_every_type():
-    argv = (
-        "--data a/b.txt --steps 7 --peak-rate 5e-1 --no-compile --name é --seed none --heads 4 --tags x y,z"
-    )
+    argv = "--data a/b.txt --steps 7 --peak-rate 5e-1 --no-compile --name é --seed none --heads 4 --tags x y,z"
     argv += " --width 128 --norm layer --exits"
     assert parse(*argv.split()) == replace(FULL, grid=None)
 

@@ -61,9 +61,7 @@ def test_every_document_is_in_one_split_and_the_counts_are_true(tmp_path, tokeni
 
 def test_held_out_documents_do_not_depend_on_order_and_copies_stay_together(tmp_path, tokenizer):
     once = prepare([jsonl(tmp_path / "a.jsonl", TEXTS)], tokenizer, tmp_path / "once", held_out=0.1)
-    twice = prepare(
-        [jsonl(tmp_path / "b.jsonl", TEXTS[::-1] * 2)], tokenizer, tmp_path / "twice", held_out=0.1
-    )
+    twice = prepare([jsonl(tmp_path / "b.jsonl", TEXTS[::-1] * 2)], tokenizer, tmp_path / "twice", held_out=0.1)
     held_out = both(once, tokenizer)[1]
     assert sorted(both(twice, tokenizer)[1]) == sorted(held_out * 2)
     other = prepare([tmp_path / "a.jsonl"], tokenizer, tmp_path / "other", held_out=0.1, seed=1)
@@ -74,7 +72,7 @@ def test_held_out_documents_do_not_depend_on_order_and_copies_stay_together(tmp_
 def test_few_documents_leave_no_split_empty(tmp_path, tokenizer, share, expected):
     corpus = prepare([jsonl(tmp_path / "a.jsonl", TEXTS[:5])], tokenizer, tmp_path / "c", held_out=share)
     assert (corpus.train.documents, corpus.held_out.documents) == expected
-    assert sorted(sum(both(corpus, tokenizer), [])) == sorted(TEXTS[:5])
+    assert sorted(text for split in both(corpus, tokenizer) for text in split) == sorted(TEXTS[:5])
     assert Corpus.load(corpus.folder, verify=True) == corpus
 
 

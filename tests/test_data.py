@@ -56,9 +56,7 @@ def test_a_batch_may_be_larger_than_an_epoch(count):
 
 
 def test_any_step_gives_the_same_batch_whatever_came_before(count):
-    forward = [
-        batch.tolist() for batch in map(Batches(count, window=16, batch=7, seed=5).__getitem__, range(40))
-    ]
+    forward = [batch.tolist() for batch in map(Batches(count, window=16, batch=7, seed=5).__getitem__, range(40))]
     batches = Batches(count, window=16, batch=7, seed=5)
     for step in np.random.default_rng(0).permutation(40):
         assert batches[int(step)].tolist() == forward[step]
@@ -113,9 +111,7 @@ def test_steps_before_the_first_are_refused(count):
 def test_a_file_that_is_no_token_file_is_refused(tmp_path, content):
     path = tmp_path / "train.bin"
     path.write_bytes(content)
-    with pytest.raises(
-        ValueError, match=rf"2 bytes a token and at least one token, got {len(content)} bytes"
-    ):
+    with pytest.raises(ValueError, match=rf"2 bytes a token and at least one token, got {len(content)} bytes"):
         Batches(path, window=16, batch=4, seed=0)
     with pytest.raises(FileNotFoundError, match="no token file at"):
         read_tokens(tmp_path / "missing.bin")

@@ -7,10 +7,10 @@ from trm_mlx import fused
 
 
 def both(compute):
-    """What the Linux CPU form gives, and what the plain form gives."""
+    """What the fused form gives, and what the plain form gives."""
     results = []
-    for fast in (True, False):
-        with fused.use(fast):
+    for forms in ("fused", "plain"):
+        with fused.use(forms):
             results.append(compute())
             mx.eval(results[-1])
     return results
@@ -126,7 +126,54 @@ def test_gradients_of_both_forms_agree(name, compute, inputs):
 
 def test_switch_returns_to_what_it_was():
     before = fused.active()
-    with pytest.raises(KeyError), fused.use(not before):
-        assert fused.active() is not before
+    with pytest.raises(KeyError), fused.use("lean"):
+        assert fused.active() == "lean"
         raise KeyError
-    assert fused.active() is before
+    assert fused.active() == before
+
+
+def test_nothing_uncompiled_is_fused():
+    for forms, inside in (("fused", "lean"), ("lean", "lean"), ("plain", "plain")):
+        with fused.use(forms), fused.uncompiled():
+            assert fused.active() == inside
+
+
+@pytest.mark.parametrize("weight", [None, draw(16, seed=9)], ids=["plain", "weighted"])
+def test_rms_forms_agree(weight):
+    for scale in (1e-3, 1.0, 1e3):
+        fast, plain = both(lambda scale=scale: fused.rms(scale * Q, weight, 1e-5))
+        assert farthest(fast, plain) < 1e-5
+
+
+@pytest.mark.parametrize("start", [0, 7, 63, 64])
+def test_rope_forms_agree(start):
+    fast, plain = both(lambda: fused.rope(Q, 10_000.0, start))
+    assert farthest(fast, plain) < 1e-4  # MLX's angles are float32: they are off by 6e-8 of the position
+    assert farthest(fast, Q) > 0.1
+
+
+def test_rope_turns_pairs_by_position_times_wavelength():
+    x = mx.zeros((1, 1, 3, 4))
+    x[..., 0] = 1.0
+    x[..., 1] = 1.0
+    for found in both(lambda: fused.rope(x, 100.0, 5)):
+        for place, position in enumerate((5, 6, 7)):
+            slow = position * 100**-0.5
+            expected = [math.cos(position), math.cos(slow), math.sin(position), math.sin(slow)]
+            assert farthest(found[0, 0, place], mx.array(expected)) < 1e-5
+
+
+def test_rope_keeps_lengths_and_relative_products():
+    for forms in ("fused", "plain"):
+        with fused.use(forms):
+            a, b = (fused.rope(Q[:1, :, :1], 10_000.0, start) for start in (3, 90))
+            c, d = (fused.rope(K[:1, :1, :1], 10_000.0, start) for start in (10, 97))
+            assert mx.allclose((a * a).sum(-1), (Q[:1, :, :1] ** 2).sum(-1), rtol=1e-4)
+            assert mx.allclose((a * c).sum(-1), (b * d).sum(-1), atol=1e-4)
+
+
+def test_rope_holds_inside_a_compiled_function():
+    with fused.use("fused"):
+        compiled = mx.compile(lambda x: fused.rope(x, 777.0, 2))
+        assert farthest(compiled(Q), fused.rope(Q, 777.0, 2)) < 1e-6
+        assert farthest(compiled(2 * Q), fused.rope(2 * Q, 777.0, 2)) < 1e-6

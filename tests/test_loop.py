@@ -12,13 +12,9 @@ from trm_mlx import fused, loop, objectives
 from trm_mlx.loop import FitConfig, Run, fit, most_passes, passes, rate_share
 from trm_mlx.model import ModelConfig, TinyRecursiveLM
 
-SHAPE = ModelConfig(
-    vocabulary=64, width=32, heads=2, kv_heads=1, prelude=1, core=1, coda=1, depth=2, context=64
-)
+SHAPE = ModelConfig(vocabulary=64, width=32, heads=2, kv_heads=1, prelude=1, core=1, coda=1, depth=2, context=64)
 TEXT = np.random.default_rng(0).integers(4, 64, 4000).astype(np.int32)
-PLAIN = FitConfig(
-    steps=8, batch=4, length=16, depth_schedule="fixed", schedule="constant", warmup=0, rate=3e-3
-)
+PLAIN = FitConfig(steps=8, batch=4, length=16, depth_schedule="fixed", schedule="constant", warmup=0, rate=3e-3)
 GOLDEN = Path(__file__).parent / "golden" / "run.json"
 
 
@@ -128,9 +124,7 @@ def test_gradient_is_clipped_by_value():
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_weight_decay_shrinks_matrices_alone(optimizer):
     def after(decay):
-        run = run_of(
-            replace(PLAIN, steps=1, optimizer=optimizer, rate=0.01, matrix_rate=0.01, weight_decay=decay)
-        )
+        run = run_of(replace(PLAIN, steps=1, optimizer=optimizer, rate=0.01, matrix_rate=0.01, weight_decay=decay))
         before = weights(run)
         losses(run)
         return before, weights(run)
@@ -155,7 +149,7 @@ def test_muon_moves_a_matrix_by_an_orthogonal_step():
     losses(run)
     moved = weights(run)["coda.0.feed_forward.down.weight"] - before  # (32, 96)
     sizes = np.linalg.svd(moved, compute_uv=False)
-    assert 0.4 < sizes.min() and sizes.max() < 1.4  # five Newton-Schulz steps leave singular values near 1
+    assert sizes.min() > 0.4 and sizes.max() < 1.4  # five Newton-Schulz steps leave singular values near 1
 
 
 SCHEDULES = {
@@ -247,7 +241,7 @@ def test_restoring_another_model_is_refused():
 
 def test_a_loss_that_is_no_number_ends_the_run():
     run = run_of(replace(PLAIN, rate=1e30, clip_norm=0.0, optimizer="sgd"))
-    with pytest.raises(RuntimeError, match="the loss became (nan|inf) at step"):
+    with pytest.raises(RuntimeError, match=r"the loss became (nan|inf) at step"):
         losses(run)
 
 
@@ -268,7 +262,7 @@ def test_masked_model_learns():
 def test_golden_run_is_unchanged():
     mx.enable_compile()
     settings = FitConfig(steps=12, batch=4, length=16, warmup=2, average=0.9, seed=5)
-    with fused.use(False):
+    with fused.use("plain"):
         found = losses(run_of(settings))
     if not GOLDEN.exists():
         GOLDEN.write_text(json.dumps({"losses": found}, indent=1) + "\n")

@@ -273,12 +273,25 @@ def test_impossible_shapes_are_refused(change, line):
 
 
 @each_option
-def test_linux_cpu_forms_give_the_same_logits(tiny, options):
+@pytest.mark.parametrize("forms", ["lean", "fused"])
+def test_linux_cpu_forms_give_the_same_logits(tiny, options, forms):
     model = tiny(**options)
-    with fused.use(True):
+    with fused.use(forms):
         fast = model(IDS)
         mx.eval(fast)
-    with fused.use(False):
+    with fused.use("plain"):
         plain = model(IDS)
         mx.eval(plain)
     assert close(fast, plain)
+
+
+@pytest.mark.parametrize("forms", ["plain", "lean", "fused"])
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16], ids=str)
+def test_halves_stay_halves_and_near_the_whole(tiny, forms, dtype):
+    model = tiny()
+    whole = model(IDS)
+    model.set_dtype(dtype)
+    with fused.use(forms):
+        half = model(IDS)
+    assert half.dtype == dtype
+    assert close(half.astype(mx.float32), whole, 0.01 if dtype == mx.float16 else 0.06)

@@ -78,8 +78,8 @@ def difference(folder: Path, ids: list[int], mask: PageMask = "causal") -> float
     worst = []
     for depth in range(1, model.config.depth + 1):
         expected = forward(ids, depth, mask)
-        for fast in {False, fused.active()}:
-            with fused.use(fast):
+        for forms in {"plain", "lean", fused.active()}:
+            with fused.use(forms):
                 logits = np.array(model(mx.array([ids]), depth=depth, mask=seen)[0])
             worst.append(np.abs(logits - expected).max() / np.abs(expected).max())
     return float(np.max(worst))

@@ -56,9 +56,7 @@ def test_a_text_file_is_one_document_with_unix_line_ends(tmp_path):
 
 
 def test_separator_lines_divide_a_text_file_and_blank_parts_are_skipped(tmp_path):
-    path = write(
-        tmp_path / "a.txt", "One.\n<|endoftext|>\n\n  \n<|endoftext|>\r\n\nTwo.\nThree.\n<|endoftext|>\n"
-    )
+    path = write(tmp_path / "a.txt", "One.\n<|endoftext|>\n\n  \n<|endoftext|>\r\n\nTwo.\nThree.\n<|endoftext|>\n")
     assert texts(path) == ["One.", "Two.\nThree."]
     assert [document.where for document in documents([path])] == [f"{path}:1", f"{path}:6"]
 
@@ -156,7 +154,7 @@ def test_a_hub_source_that_cannot_be_read_as_one_is_refused(monkeypatch, source)
 
 def test_hub_failures_are_told_in_one_line(monkeypatch):
     stand_in(monkeypatch, [{"story": "x"}], [])
-    with pytest.raises(ValueError, match="hub:absent must name .*, got: Dataset 'absent' doesn't exist$"):
+    with pytest.raises(ValueError, match=r"hub:absent must name .*, got: Dataset 'absent' doesn't exist$"):
         texts("hub:absent")
     with pytest.raises(ValueError, match=r"hub:tales row 0 must have either text"):
         texts("hub:tales")
@@ -179,9 +177,7 @@ def test_a_document_is_parted_at_an_end(text, tail):
     assert head.text + rest.text == text
 
 
-@pytest.mark.parametrize(
-    "document", [Document("word ", "a:1"), Document("Hi. Ho.", "a:1", ({"role": "user"},))]
-)
+@pytest.mark.parametrize("document", [Document("word ", "a:1"), Document("Hi. Ho.", "a:1", ({"role": "user"},))])
 def test_one_word_and_a_conversation_cannot_be_parted(document):
     with pytest.raises(ValueError, match="a:1 is the only document and cannot be parted"):
         document.cut(0.1)

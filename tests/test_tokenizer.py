@@ -27,9 +27,7 @@ ODD = [
 def stories(count: int, seed: int = 0) -> list[str]:
     draw = random.Random(seed)
     marks = [". ", "!\n\n", '."\n\n"', ", "]
-    return [
-        "".join(draw.choice(WORDS) + draw.choice([" ", " ", *marks]) for _ in range(60)) for _ in range(count)
-    ]
+    return ["".join(draw.choice(WORDS) + draw.choice([" ", " ", *marks]) for _ in range(60)) for _ in range(count)]
 
 
 def random_text(draw: random.Random) -> str:
@@ -164,7 +162,7 @@ def test_chat_puts_the_system_text_before_the_first_user_turn(tokenizer):
     ]
     encode = tokenizer.encode
     assert tokenizer.chat(messages, reply=True) == (
-        [4, *encode("Be kind.\n\nhello"), 6] + [5, *encode("said"), 6] + [4, *encode("<|end|>"), 6] + [5]
+        [4, *encode("Be kind.\n\nhello"), 6, 5, *encode("said"), 6, 4, *encode("<|end|>"), 6, 5]
     )
     assert tokenizer.chat(messages[1:3], reply=False) == [4, *encode("hello"), 6, 5, *encode("said"), 6]
 

@@ -43,7 +43,7 @@ def test_too_little_text_names_the_largest_vocabulary_that_works():
 
 
 def test_a_few_words_are_too_little_for_any_vocabulary():
-    with pytest.raises(ValueError, match="at most 26[0-9] for so little text, got 320; give more text$"):
+    with pytest.raises(ValueError, match=r"at most 26[0-9] for so little text, got 320; give more text$"):
         learn(["ab"], 320)
 
 

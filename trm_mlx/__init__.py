@@ -11,6 +11,7 @@ Linux that is what makes MLX fast (see `trm_mlx.backend`).
 
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from trm_mlx import backend
 
@@ -27,7 +28,7 @@ _PUBLIC = {
 backend.prepare()
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"trm_mlx has no {name!r}")
     value = getattr(import_module(_PUBLIC[name]), name)

@@ -39,10 +39,11 @@ def prepare() -> None:
             file=sys.stderr,
         )
         return
-    threads = os.environ.get("TRM_MLX_THREADS", "1")
+    threads = os.environ.get("TRM_MLX_THREADS")
+    put = os.environ.__setitem__ if threads else os.environ.setdefault
     for name in ("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
-        os.environ.setdefault(name, threads)
-    os.environ.setdefault("MKL_THREADING_LAYER", "SEQUENTIAL" if threads == "1" else "INTEL")
+        put(name, threads or "1")
+    put("MKL_THREADING_LAYER", "SEQUENTIAL" if threads in (None, "1") else "INTEL")
     wanted = os.environ.get("TRM_MLX_BLAS")
     if wanted == "none":
         return

@@ -246,7 +246,7 @@ class Parser(argparse.ArgumentParser):
         inner, _ = without_none(key.kind)
         form: dict[str, Any] = {"dest": key.name, "default": argparse.SUPPRESS}
         if get_origin(inner) is tuple:
-            inner, form["nargs"] = get_args(inner)[0], "*"
+            inner, form["nargs"], form["action"] = get_args(inner)[0], "*", "extend"
         if is_dataclass(inner):
             return  # a table that may be absent, or a list of tables, is for --config
         if inner is bool:
@@ -266,9 +266,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def from_text(key: Key, raw: Any) -> Any:
-    """What a flag was given (text, texts or a bool) as the key's kind; `none` is None if allowed."""
+    """What a flag was given (text, texts or a bool) as the key's kind; `none` is None if allowed, but for texts."""
     inner, optional = without_none(key.kind)
-    if optional and raw in ("none", ["none"]):
+    if optional and raw in ("none", ["none"]) and inner is not str:
         return None
     if isinstance(raw, list):
         item = replace(key, kind=get_args(inner)[0])
@@ -331,13 +331,13 @@ def door(program: str) -> Generator[None]:
     """Turn an expected error into one line on stderr and an exit status; a bug keeps its traceback.
 
     Exits with 2 if the command was asked wrongly (ValueError, FileNotFoundError), 1 if the work failed
-    (other OSError, RuntimeError), 130 after Ctrl-C, 0 if the reader of a pipe has read enough.
+    (other OSError, RuntimeError, ImportError), 130 after Ctrl-C, 0 if the reader of a pipe has read enough.
     TRM_MLX_TRACEBACK=1 in the environment lets every traceback through.
     """
     try:
         yield
-        sys.stdout.flush()
-    except (ValueError, OSError, RuntimeError, KeyboardInterrupt) as error:
+        print(end="", flush=True)  # which knows that stdout may be closed
+    except (ValueError, OSError, RuntimeError, ImportError, KeyboardInterrupt) as error:
         if os.environ.get("TRM_MLX_TRACEBACK") == "1":
             raise
         if isinstance(error, BrokenPipeError):

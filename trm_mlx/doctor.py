@@ -38,7 +38,7 @@ class Findings:
     device: str
     blas: str
     compiler: str
-    linux_cpu_forms: bool
+    forms: str
     gemm_gflops: float
     missing: tuple[str, ...]
 
@@ -63,7 +63,7 @@ def doctor() -> Findings:
         device=_device(),
         blas=backend.blas or ("MLX's own" if linux_cpu else "not needed"),
         compiler=compiler or "none",
-        linux_cpu_forms=fused.active(),
+        forms=fused.active(),
         gemm_gflops=round(speed, 1),
         missing=tuple(missing),
     )

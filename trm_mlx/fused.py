@@ -1,8 +1,10 @@
-"""Softmax, attention, feed-forward activations and cross-entropy, each in two forms that agree to 1e-5.
+"""The operations that MLX's Linux CPU build is slow at, in forms that agree with MLX's own to 1e-5.
 
-The plain forms are MLX's own operations: on Metal and CUDA they are the fast ones. MLX's Linux CPU build computes
-`exp` one element at a time, so there a polynomial takes its place and the backward pass reuses what the forward
-pass computed. `use(False)` switches to the plain forms everywhere; tests compare the two.
+Three sets of forms. "plain": MLX's own operations, the fast ones on Metal and CUDA. "lean": fewer operations a call,
+because there each costs microseconds and `mx.fast` expands to a dozen; for generating token by token. "fused": lean,
+and a polynomial in place of `exp`, which is computed one element at a time there, compiled, with a backward pass
+that reuses what the forward pass computed; for training and scoring. Compiling calls g++ once for each new form,
+seconds that only long work is worth.
 
 Shapes: B batch, T queries, S keys, H query heads, N key-value heads, K head width, V vocabulary.
 """
@@ -17,28 +19,74 @@ from typing import Literal
 
 import mlx.core as mx
 
+Forms = Literal["plain", "lean", "fused"]
 Mask = Literal["causal", "bidirectional"] | mx.array
 QUERY_BLOCK = 64  # queries that share one slice of the keys; 32 is as fast, 128 and 256 are slower
 
-_active = (
-    sys.platform == "linux" and mx.default_device() == mx.Device(mx.cpu) and os.environ.get("TRM_MLX_FUSED") != "0"
-)
+_linux_cpu = sys.platform == "linux" and mx.default_device() == mx.Device(mx.cpu)
+_forms: Forms = "fused" if _linux_cpu and os.environ.get("TRM_MLX_FUSED") != "0" else "plain"
 
 
-def active() -> bool:
-    """Whether the Linux CPU forms are in use."""
-    return _active
+def active() -> Forms:
+    """The forms in use."""
+    return _forms
 
 
 @contextmanager
-def use(fast: bool) -> Generator[None]:
-    """Choose the Linux CPU forms (True) or MLX's own (False) for the calls inside."""
-    global _active
-    before, _active = _active, fast
+def use(forms: Forms) -> Generator[None]:
+    """Choose the forms for the calls inside."""
+    global _forms
+    before, _forms = _forms, forms
     try:
         yield
     finally:
-        _active = before
+        _forms = before
+
+
+@contextmanager
+def uncompiled() -> Generator[None]:
+    """No form inside needs a compiler: a few tokens would be done before it is."""
+    with use("lean" if _forms == "fused" else _forms):
+        yield
+
+
+def rms(x: mx.array, weight: mx.array | None, epsilon: float) -> mx.array:
+    """x over the root of its mean square along the last axis, times the weight. Source: arXiv 1910.07467."""
+    if _forms == "plain" or x.dtype != mx.float32:  # halves would overflow when squared
+        return mx.fast.rms_norm(x, weight, epsilon)
+    x = x * mx.rsqrt(mx.square(x).mean(-1, keepdims=True) + epsilon)
+    return x if weight is None else x * weight
+
+
+def rope(x: mx.array, base: float, start: int) -> mx.array:
+    """Turn feature m with feature m + K/2 by position times base^(-2 m / K).
+
+    Args:
+        x: (B, H, T, K), K even.
+        base: of the wavelengths.
+        start: position of the first of the T.
+
+    Source: RoFormer, arXiv 2104.09864, equation 34, on halves instead of neighbours.
+    """
+    T, K = x.shape[2:]
+    if _forms == "plain" or x.dtype != mx.float32:
+        return mx.fast.rope(x, K, traditional=False, base=base, scale=1.0, offset=start)
+    cosines, sines = _turns(K, base, 1 << (start + T - 1).bit_length())
+    low, high = mx.split(x, 2, axis=-1)
+    return x * cosines[start : start + T] + mx.concatenate([high, low], axis=-1) * sines[start : start + T]
+
+
+@cache
+def _turns(width: int, base: float, length: int) -> tuple[mx.array, mx.array]:
+    """Cosines, and sines with the first half negative: each (length, width)."""
+    import numpy as np  # the arrays have to be numbers also while MLX traces a function
+
+    angles = np.arange(length)[:, None] * base ** (-2 * np.arange(width // 2) / width)
+    cosines, sines = np.cos(angles), np.sin(angles)
+    return (
+        mx.array(np.concatenate([cosines, cosines], axis=-1).astype(np.float32)),
+        mx.array(np.concatenate([-sines, sines], axis=-1).astype(np.float32)),
+    )
 
 
 def exponential(x: mx.array) -> mx.array:
@@ -77,7 +125,7 @@ def _(primals, cotangents, outputs):
 
 def softmax(scores: mx.array) -> mx.array:
     """Probabilities along the last axis."""
-    return _softmax(scores) if _active else mx.softmax(scores, axis=-1)  # ty: ignore[invalid-explicit-return]
+    return _softmax(scores) if _forms == "fused" else mx.softmax(scores, axis=-1)  # ty: ignore[invalid-explicit-return]
 
 
 @mx.compile
@@ -102,7 +150,7 @@ def _(primals, cotangents, outputs):
 
 def relu_squared(x: mx.array) -> mx.array:
     """max(x, 0)^2 per element. Source: Primer, arXiv 2109.08668."""
-    return _relu_squared(x) if _active else mx.square(mx.maximum(x, 0))  # ty: ignore[invalid-explicit-return]
+    return _relu_squared(x) if _forms == "fused" else mx.square(mx.maximum(x, 0))  # ty: ignore[invalid-explicit-return]
 
 
 def _sigmoid(x: mx.array) -> mx.array:
@@ -132,7 +180,7 @@ def _(primals, cotangents, outputs):
 
 def swiglu(gate: mx.array, up: mx.array) -> mx.array:
     """gate * sigmoid(gate) * up per element. Source: GLU variants, arXiv 2002.05202."""
-    return _swiglu(gate, up) if _active else gate * mx.sigmoid(gate) * up  # ty: ignore[invalid-explicit-return]
+    return _swiglu(gate, up) if _forms == "fused" else gate * mx.sigmoid(gate) * up  # ty: ignore[invalid-explicit-return]
 
 
 @mx.compile
@@ -178,7 +226,7 @@ def cross_entropy(logits: mx.array, targets: mx.array, smoothing: float = 0.0) -
         (...) float32.
     """
     logits = logits.astype(mx.float32)
-    if _active:
+    if _forms == "fused":
         return _cross_entropy(smoothing)(logits, targets)[0]
     told = mx.take_along_axis(logits, targets[..., None], -1)[..., 0]
     return mx.logsumexp(logits, -1) - (1 - smoothing) * told - smoothing * logits.mean(-1)
@@ -200,7 +248,7 @@ def attention(
         (B, H, T, K), the dtype of q.
     """
     T, S = q.shape[2], k.shape[2]
-    if not _active:
+    if _forms == "plain":
         if mask is None and not window:
             causal = "causal" if T > 1 else None
             return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=causal)

@@ -165,6 +165,18 @@ class Linear(nn.Module):
         return y + (x @ self.lora_a[index].T) @ self.lora_b[index].T if "lora_a" in self else y
 
 
+class Norm(nn.Module):
+    """RMS normalisation with a gain for each feature."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = mx.ones((width,))
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """(..., width) -> the same."""
+        return fused.rms(x, self.weight, EPSILON)
+
+
 class Attention(nn.Module):
     """Grouped-query attention with normalised queries and keys. Source: arXiv 2305.13245, 2010.04245."""
 
@@ -176,8 +188,8 @@ class Attention(nn.Module):
         self.qkv = Linear(config.linears()["attention.qkv"], passes, rank)
         self.out = Linear(config.linears()["attention.out"], passes, rank)
         if config.qk_norm:
-            self.query_norm = nn.RMSNorm(config.head_width, eps=EPSILON)
-            self.key_norm = nn.RMSNorm(config.head_width, eps=EPSILON)
+            self.query_norm = Norm(config.head_width)
+            self.key_norm = Norm(config.head_width)
 
     def __call__(self, x: mx.array, index: int, mask: mx.array | None, slot: Slot | None) -> mx.array:
         """(B, T, D) -> (B, T, D); mask as in `fused.attention`."""
@@ -190,9 +202,7 @@ class Attention(nn.Module):
         q, k, v = (a.transpose(0, 2, 1, 3) for a in (q, k, v))  # (B, H or N, T, K)
         if self.rope_base:
             start = slot.length if slot else 0
-            q, k = (
-                mx.fast.rope(a, K, traditional=False, base=self.rope_base, scale=1.0, offset=start) for a in (q, k)
-            )
+            q, k = fused.rope(q, self.rope_base, start), fused.rope(k, self.rope_base, start)
         if slot:
             k, v = slot.append(k, v)
         y = fused.attention(q, k, v, 1 / math.sqrt(K), mask, self.window)
@@ -222,9 +232,9 @@ class Block(nn.Module):
         super().__init__()
         rank = config.pass_lora if passes else 0
         self.scale, self.dropout = scale, config.dropout
-        self.attention_norm = nn.RMSNorm(config.width, eps=EPSILON)
+        self.attention_norm = Norm(config.width)
         self.attention = Attention(config, passes, rank)
-        self.feed_forward_norm = nn.RMSNorm(config.width, eps=EPSILON)
+        self.feed_forward_norm = Norm(config.width)
         self.feed_forward = FeedForward(config, passes, rank)
         if passes and config.pass_scale:
             self.attention_scale = mx.ones((passes, config.width))
@@ -258,7 +268,7 @@ class TinyRecursiveLM(nn.Module):
         inner = 1 / (config.depth * math.sqrt(config.core))
         self.core = [Block(config, inner, config.depth) for _ in range(config.core)]
         self.coda = [Block(config, 1 / math.sqrt(config.coda)) for _ in range(config.coda)]
-        self.final_norm = nn.RMSNorm(config.width, eps=EPSILON)
+        self.final_norm = Norm(config.width)
         if config.injection:
             self.injection = mx.full((config.width,), 0.7)
             self.recall = mx.full((config.width,), 0.7)
@@ -345,7 +355,7 @@ class TinyRecursiveLM(nn.Module):
 
 
 def _rms(x: mx.array) -> mx.array:
-    return mx.fast.rms_norm(x, None, EPSILON)
+    return fused.rms(x, None, EPSILON)
 
 
 def _through(blocks: list[Block], x: mx.array, index: int, visible, slots: list[Slot] | None) -> mx.array:

@@ -127,7 +127,8 @@ def score(parts: Sequence[tuple[float, int, int]]) -> Score:
     mean, n = nats / size, len(parts)
     spread = sum((part - mean * bytes_) ** 2 for part, bytes_, _ in parts)
     error = math.sqrt(spread * n / (n - 1)) / size if n > 1 else math.nan
-    return Score(mean / math.log(2), error / math.log(2), math.exp(nats / tokens), tokens, size)
+    perplexity = math.exp(nats / tokens) if nats / tokens < 700 else math.inf
+    return Score(mean / math.log(2), error / math.log(2), perplexity, tokens, size)
 
 
 def score_windows(

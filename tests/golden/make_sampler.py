@@ -79,8 +79,7 @@ def sample(
         order = order[:top_k]
     peak = values[order[0]]
     weights = [
-        exp_det((values[token] - peak) / temperature) if values[token] != -math.inf else 0.0
-        for token in order
+        exp_det((values[token] - peak) / temperature) if values[token] != -math.inf else 0.0 for token in order
     ]
     if top_p < 1.0:
         limit = top_p * added(weights)
@@ -229,8 +228,7 @@ def document() -> str:
             for seed, step in seeds
         ],
         "uniform": [
-            {"seed": str(seed), "step": str(step), "value_bits": bits(uniform(seed, step))}
-            for seed, step in seeds
+            {"seed": str(seed), "step": str(step), "value_bits": bits(uniform(seed, step))} for seed, step in seeds
         ],
         "exp_det": [{"x_bits": bits(x), "value_bits": bits(exp_det(x))} for x in turns + inside],
         "cases": cases(),

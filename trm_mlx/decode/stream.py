@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 import mlx.core as mx
 import numpy as np
 
+from trm_mlx import fused
+from trm_mlx.cache import Cache
 from trm_mlx.decode.sampling import History, SamplingConfig, sample
 from trm_mlx.model import TinyRecursiveLM
 from trm_mlx.tokenizer import Tokenizer
@@ -78,12 +80,11 @@ def events(
     ends, words, scanner = (tokenizer.eos, tokenizer.end), tokenizer.stream(), Scanner(settings.stop)
     ids = list(prompt)
     while len(ids) > PREFILL:
-        model(mx.array([ids[:PREFILL]]), depth=cache.depth, cache=cache, last=True)
+        _scores(model, ids[:PREFILL], cache)
         mx.eval(cache.arrays)
         del ids[:PREFILL]
     for step in range(settings.max_tokens):
-        logits = model(mx.array([ids]), depth=cache.depth, cache=cache, last=True)[0, 0]
-        token = sample(np.array(logits.astype(mx.float32)), sampling, step, history)
+        token = sample(np.array(_scores(model, ids, cache)), sampling, step, history)
         if token in ends:
             yield Event(token, scanner.push(words.finish()) + scanner.finish(), "end")
             return
@@ -102,6 +103,13 @@ def events(
             return
         yield Event(token, text)
         ids = [token]
+
+
+def _scores(model: TinyRecursiveLM, ids: list[int], cache: Cache) -> mx.array:
+    """(V,) float32 scores of the token after these, which the cache then holds."""
+    with fused.uncompiled():
+        logits = model(mx.array([ids]), depth=cache.depth, cache=cache, last=True)
+    return logits[0, 0].astype(mx.float32)
 
 
 class Scanner:

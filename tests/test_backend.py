@@ -1,0 +1,97 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trm_mlx import backend
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="MLX needs no BLAS of ours elsewhere")
+ROOT = Path(__file__).parent.parent
+
+
+def python(code, **environment):
+    """Run code in a fresh interpreter; its stdout and stderr lines."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.splitlines(), done.stderr.splitlines()
+
+
+@linux
+def test_blas_is_found_and_serves_the_products_silently():
+    code = """
+import trm_mlx
+from trm_mlx import backend, doctor
+print(backend.blas, doctor.gflops())
+"""
+    (line,), errors = python(code)
+    library, speed = line.rsplit(" ", 1)
+    assert library != "None"
+    assert float(speed) > 5  # GFLOP/s; the reference BLAS reaches 1 to 2, a real one 20 to 100
+    assert not errors
+
+
+@linux
+def test_a_blas_that_cannot_be_loaded_gives_one_line_with_the_cure():
+    _, errors = python("import trm_mlx", TRM_MLX_BLAS="/nowhere/libblas.so")
+    assert len(errors) == 1
+    assert "/nowhere/libblas.so could not be loaded" in errors[0]
+    assert "apt-get install libopenblas0-pthread" in errors[0]
+
+
+@linux
+def test_a_library_without_products_is_not_taken_for_a_blas():
+    _, errors = python("import trm_mlx", TRM_MLX_BLAS="libm.so.6")
+    assert len(errors) == 1
+    assert "libm.so.6 could not be loaded" in errors[0]
+
+
+@linux
+def test_no_blas_is_a_choice():
+    assert python("import trm_mlx; print(trm_mlx.backend.blas)", TRM_MLX_BLAS="none") == (["None"], [])
+
+
+@linux
+def test_mlx_imported_first_is_told_in_one_line():
+    _, errors = python("import mlx.core, trm_mlx")
+    assert len(errors) == 1
+    assert "import trm_mlx before mlx" in errors[0]
+
+
+@linux
+def test_threads_come_from_one_variable():
+    code = "import trm_mlx, os; print(os.environ['MKL_NUM_THREADS'], os.environ['OPENBLAS_NUM_THREADS'])"
+    assert python(code, TRM_MLX_THREADS="2")[0] == ["2 2"]
+    assert python(code)[0] == ["1 1"]
+
+
+@linux
+def test_products_are_right_with_the_blas_in_place():
+    code = """
+import trm_mlx, mlx.core as mx, numpy as np
+draw = np.random.default_rng(0)
+for m, k, n in ((1, 7, 5), (3, 64, 65), (130, 33, 4), (257, 300, 129)):
+    a, b = (draw.normal(size=s).astype(np.float32) for s in ((m, k), (n, k)))
+    for x, y in ((mx.array(a) @ mx.array(b).T, a @ b.T), (mx.array(b) @ mx.array(a).T, b @ a.T)):
+        assert np.abs(np.array(x) - y).max() < 1e-3
+    batch = mx.array(np.stack([a, 2 * a])) @ mx.array(b).T
+    assert np.abs(np.array(batch[1]) - 2 * a @ b.T).max() < 2e-3
+print("right")
+"""
+    assert python(code)[0] == ["right"]
+
+
+def test_macos_is_left_alone(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(backend, "_prepared", False)
+    monkeypatch.setattr(backend, "blas", None)
+    monkeypatch.setattr(backend, "candidates", lambda: pytest.fail("looked for a BLAS"))
+    backend.prepare()
+    assert backend.blas is None
