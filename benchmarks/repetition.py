@@ -77,7 +77,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         runs = longest_runs(samples, corpus)
         texts = [tokenizer.decode(s[at : at + n].tolist()) for s, (n, at) in zip(samples, runs, strict=True)]
         characters, worst = [len(text) for text in texts], max(texts, key=len)
-        ninth = statistics.quantiles(characters, n=10, method="inclusive")[-1] if len(characters) > 1 else characters[0]
+        ninth = (
+            statistics.quantiles(characters, n=10, method="inclusive")[-1] if len(characters) > 1 else characters[0]
+        )
         if settings.json:
             print(json.dumps({"version": trm_mlx.__version__, "characters": characters, "longest": worst}))
             return

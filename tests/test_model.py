@@ -259,12 +259,13 @@ def test_table_positions_end_at_the_context(tiny, position):
     [
         ({"width": 30}, "multiple of heads"),
         ({"kv_heads": 3}, "multiple of heads, and heads of kv_heads"),
-        ({"core": 0}, "core must be at least 1"),
-        ({"depth": 0}, "depth must be at least 1"),
-        ({"window": -1}, "window must be at least 0, got -1"),
+        ({"core": 0}, "core must be 1 to 1048576, got 0"),
+        ({"depth": 0}, "depth must be 1 to 64, got 0"),
+        ({"vocabulary": 65537}, "vocabulary must be 1 to 65536"),
+        ({"window": -1}, "window must be 0 to 1048576, got -1"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
         ({"rope_base": 1.0}, "rope_base must be above 1"),
-        ({"width": 12, "heads": 4}, "even for rope"),
+        ({"width": 12, "heads": 4}, "must be even"),
     ],
 )
 def test_impossible_shapes_are_refused(change, line):

@@ -467,7 +467,7 @@ def test_text_shorter_than_a_sequence_is_refused_and_leaves_nothing(tmp_path, ca
     (tmp_path / "a.txt").write_text("Ann walked 3 miles. Ben saw 5 birds.")
     flags = [*FLAGS, "--tokenizer", learnt, "--length", 64, "--context", 64]
     line = complaint(capsys, "--data", tmp_path / "a.txt", "--out", tmp_path / "run", *flags)
-    assert "the training text must have at least 65 tokens" in line
+    assert "the training text must have more than 64 tokens" in line
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 

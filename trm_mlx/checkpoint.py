@@ -19,10 +19,10 @@ from hashlib import sha256
 from pathlib import Path
 
 import mlx.core as mx
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_unflatten
 
 from trm_mlx import config
-from trm_mlx.model import ModelConfig, TinyRecursiveLM
+from trm_mlx.model import ModelConfig, TinyRecursiveLM, named
 from trm_mlx.tokenizer import Tokenizer
 
 FORMAT = {"format": "trm_mlx.model", "version": 1}
@@ -105,7 +105,7 @@ def load(folder: str | Path, dtype: mx.Dtype | None = None) -> tuple[TinyRecursi
     if model_config.blocks(1) > len(arrays):  # or many empty blocks would be made before shapes are compared
         raise ValueError(f"{folder / MODEL} must hold {model_config.blocks(1)} blocks, got {len(arrays)} tensors")
     model = TinyRecursiveLM(model_config)
-    expected = {name: array.shape for name, array in tree_flatten(model.parameters())}
+    expected = {name: array.shape for name, array in named(model.parameters()).items()}
     check_shapes(folder / MODEL, expected, arrays)
     for name, array in arrays.items():
         if not mx.issubdtype(array.dtype, mx.floating):
@@ -132,11 +132,7 @@ def load_config(folder: Path) -> ModelConfig:
         )
     for key in record.keys() - FORMAT.keys() - {"model"}:
         raise ValueError(f"{path}: unknown key {key!r}; known are format, version, model")
-    shape = config.from_json(ModelConfig, record.get("model", {}), str(path))
-    for key in config.leaves(ModelConfig, shape):
-        if type(key.default) is int and key.default >= 1 << 31:  # MLX counts in 32 bits
-            raise ValueError(f"{path}: {key.name} must be below {1 << 31}, got {config.shown(key.default)}")
-    return shape
+    return config.from_json(ModelConfig, record.get("model", {}), str(path))
 
 
 def save_training(folder: Path, arrays: Mapping[str, mx.array], facts: Mapping[str, str]) -> None:
@@ -202,8 +198,10 @@ def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
             os.fsync(file.fileno())
         os.replace(beside, path)
         entry = os.open(path.parent, os.O_RDONLY)
-        os.fsync(entry)  # the rename itself
-        os.close(entry)
+        try:
+            os.fsync(entry)  # the rename itself
+        finally:
+            os.close(entry)
     except OSError as error:
         error.filename = str(path)  # a failed write does not name its file
         raise
@@ -221,7 +219,9 @@ def write_arrays(path: Path, arrays: Mapping[str, mx.array], facts: Mapping[str,
     header, data, hashed, start = {}, [], sha256(), 0
     for name, array in sorted(arrays.items()):
         plain = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
-        data.append(memoryview(mx.contiguous(plain)).cast("B") if array.size else memoryview(b""))
+        # Arrays are buffers, though MLX's type stubs do not say so.
+        whole = memoryview(mx.contiguous(plain))  # ty: ignore[invalid-argument-type]
+        data.append(whole.cast("B") if array.size else memoryview(b""))
         hashed.update(data[-1])
         header[name] = {
             "dtype": names[array.dtype],
@@ -270,7 +270,9 @@ def read_arrays(path: Path, numbers: int | None = None) -> tuple[dict[str, mx.ar
     if facts.pop("sha256", None) != hashed.hexdigest():
         raise ValueError(f"{path} is damaged: its data are not those it was saved with; restore it from a copy")
     try:
-        return mx.load(str(path)), facts
+        arrays = mx.load(str(path))
+        assert isinstance(arrays, dict)
+        return arrays, facts
     except (RuntimeError, ValueError):  # JSON that Python reads and MLX does not, such as NaN
         raise ValueError(f"{path} must be a safetensors file saved by trm_mlx, got another header") from None
 

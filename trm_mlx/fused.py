@@ -275,7 +275,7 @@ def causal_mask(T: int, S: int, window: int = 0) -> mx.array:
     return seen & (key > query - window) if window else seen
 
 
-def visible(T: int, S: int, mask: Mask, segments: mx.array | None, window: int, alibi: int) -> mx.array:
+def visible(T: int, S: int, mask: Mask, segments: mx.array | None, window: int, alibi: int) -> mx.array | None:
     """Who sees whom, for the masks that `attention` does not know by itself.
 
     Args:
@@ -286,13 +286,16 @@ def visible(T: int, S: int, mask: Mask, segments: mx.array | None, window: int, 
         alibi: heads whose scores fall with distance, each with its own slope (arXiv 2108.12409); 0: none.
 
     Returns:
-        (1 or B, 1, T, S) boolean; with alibi (1 or B, H, T, S) numbers to add, -inf where nothing is seen.
+        What `attention` takes: (1 or B, 1, T, S) boolean; with alibi (1 or B, H, T, S) numbers to add, -inf where
+        nothing is seen; None for what is causal and no more.
 
     Raises:
         ValueError: another word for a mask.
     """
     if isinstance(mask, str) and mask not in ("causal", "bidirectional"):
         raise ValueError(f'mask must be "causal", "bidirectional" or prefix lengths, got {mask!r}')
+    if isinstance(mask, str) and mask == "causal" and segments is None and not alibi:
+        return None
     query, key = mx.arange(S - T, S)[:, None], mx.arange(S)[None]
     seen = (key <= query)[None, None]
     if isinstance(mask, mx.array):

@@ -7,8 +7,7 @@
 `docs/model.md` states every equation and tensor name. Sources: looped transformers with a re-injected prelude
 (Huginn, arXiv 2502.05171; 2609.19107), residual branches scaled for the number of passes (arXiv 2606.18524).
 
-Shapes: B batch, T tokens, D width, H heads, N key-value heads, K head width (D = H K), V vocabulary, R passes,
-E exits.
+Shapes: B batch, T tokens, D width, H heads, N key-value heads, K = D / H head width, V vocabulary, E exits.
 """
 
 import math
@@ -27,6 +26,7 @@ from trm_mlx.fused import Mask
 
 EPSILON = 1e-5  # of every RMS normalisation; float16 cannot hold squares of much less
 LIMIT = 50_000_000  # stored parameters of a tiny model
+LARGEST = {"vocabulary": 1 << 16, "depth": 64}  # what a token file can hold; what can still be unrolled
 
 Position = Literal["rope", "alibi", "learned", "sinusoidal", "none"]
 
@@ -57,18 +57,16 @@ class ModelConfig:
     PRESETS: ClassVar[Mapping[str, "ModelConfig"]] = {}
 
     def __post_init__(self) -> None:
-        one = ("vocabulary", "width", "heads", "kv_heads", "core", "depth", "context")
-        for name in (*one, "prelude", "coda", "window", "pass_lora"):
-            least = 1 if name in one else 0
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        zero = ("prelude", "coda", "window", "pass_lora")
+        for name in ("vocabulary", "width", "heads", "kv_heads", "core", "depth", "context", *zero):
+            least, most = 0 if name in zero else 1, LARGEST.get(name, 1 << 20)
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"{name} must be {least} to {most}, got {str(getattr(self, name))[:20]}")
         if self.width % self.heads or self.heads % self.kv_heads:
             found = f"{self.width}, {self.heads} and {self.kv_heads}"
             raise ValueError(f"width must be a multiple of heads, and heads of kv_heads, got {found}")
-        if self.position == "rope" and self.head_width % 2:
-            raise ValueError(f"width / heads must be even for rope, got {self.head_width}")
-        if self.position == "sinusoidal" and self.width % 2:
-            raise ValueError(f"width must be even for sinusoidal positions, got {self.width}")
+        if {"rope": self.head_width, "sinusoidal": self.width}.get(self.position, 0) % 2:
+            raise ValueError(f"width (for rope, width / heads) must be even, got {self.width} and {self.heads} heads")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
         if not 1 < self.rope_base < math.inf:
@@ -153,11 +151,10 @@ class Linear(nn.Module):
 
     def __init__(self, shape: tuple[int, int], passes: int = 0, rank: int = 0) -> None:
         super().__init__()
-        outputs, inputs = shape
         self.weight = mx.zeros(shape)
         if rank:
-            self.lora_a = mx.zeros((passes, rank, inputs))
-            self.lora_b = mx.zeros((passes, outputs, rank))
+            self.lora_a = mx.zeros((passes, rank, shape[1]))
+            self.lora_b = mx.zeros((passes, shape[0], rank))
 
     def __call__(self, x: mx.array, index: int = 0) -> mx.array:
         """(..., inputs) -> (..., outputs); index: the pass, from 0."""
@@ -310,8 +307,10 @@ class TinyRecursiveLM(nn.Module):
         depth = self.config.at_depth(ends[-1])
         if cache is not None and (cache.depth != depth or len(ends) > 1):
             raise ValueError(f"this cache serves {cache.depth} passes and one exit, got {depth} and {len(ends)}")
-        visible = self._visible(ids, mask, segments, cache)
-        x = self._embed(ids, cache.length if cache else 0)
+        start = cache.length if cache else 0
+        alibi = self.config.heads if self.config.position == "alibi" else 0
+        visible = fused.visible(ids.shape[1], start + ids.shape[1], mask, segments, self.config.window, alibi)
+        x = self._embed(ids, start)
         x = _through(self.prelude, x, 0, visible, cache.prelude if cache else None)
         h = anchor = _rms(x)
         run = nn.utils.checkpoint(self, self._pass) if self.recompute else self._pass
@@ -325,16 +324,15 @@ class TinyRecursiveLM(nn.Module):
 
     def cache(self, depth: int | None = None) -> Cache:
         """An empty cache for `depth` passes; None: all."""
-        c = self.config
-        return Cache(c.at_depth(depth), c.prelude, c.core, c.coda)
+        return Cache(self.config.at_depth(depth), self.config.prelude, self.config.core, self.config.coda)
 
     def _embed(self, ids: mx.array, start: int) -> mx.array:
-        x, end = _rms(self.embedding(ids)), start + ids.shape[1]
-        if self.config.position in ("learned", "sinusoidal") and end > self.config.context:
-            raise ValueError(f"{self.config.position} positions end at {self.config.context}, got {end} tokens")
-        if self.config.position == "learned":
+        x, end, position = _rms(self.embedding(ids)), start + ids.shape[1], self.config.position
+        if position in ("learned", "sinusoidal") and end > self.config.context:
+            raise ValueError(f"{position} positions end at {self.config.context}, got {end} tokens")
+        if position == "learned":
             return x + self.positions[start:end]
-        return x + _waves(start, end, self.config.width) if self.config.position == "sinusoidal" else x
+        return x + _waves(start, end, self.config.width) if position == "sinusoidal" else x
 
     def _pass(self, h: mx.array, anchor: mx.array, index: int, visible, slots: list[Slot] | None) -> mx.array:
         h = _rms(h) + self.injection * anchor if self.config.injection else _rms(h)
@@ -344,14 +342,6 @@ class TinyRecursiveLM(nn.Module):
         h = _rms(h) + self.recall * anchor if self.config.injection else _rms(h)
         h = _through(self.coda, h, 0, visible, slots)
         return self.embedding.as_linear(self.final_norm(h[:, -1:] if last else h))
-
-    def _visible(self, ids: mx.array, mask: Mask, segments: mx.array | None, cache: Cache | None) -> mx.array | None:
-        """Who sees whom, as `fused.attention` takes it: None where that is plainly causal."""
-        alibi = self.config.heads if self.config.position == "alibi" else 0
-        if isinstance(mask, str) and mask == "causal" and segments is None and not alibi:
-            return None
-        T, start = ids.shape[1], cache.length if cache else 0
-        return fused.visible(T, start + T, mask, segments, self.config.window, alibi)
 
 
 def _rms(x: mx.array) -> mx.array:

@@ -57,8 +57,9 @@ def masked(batch: mx.array, pad: int, blank: int, vocabulary: int) -> Task:
         vocabulary: V.
     """
     targets = batch[:, 1:]
-    chosen = mx.logical_and(mx.random.bernoulli(MASKED, targets.shape), targets != pad)
-    dice = mx.random.uniform(shape=targets.shape)
+    draw, dice = mx.random.uniform(shape=targets.shape), mx.random.uniform(shape=targets.shape)
+    draw = mx.where(targets == pad, 1.0, draw)
+    chosen = (draw < MASKED) | ((draw == draw.min(1, keepdims=True)) & (draw < 1))  # at least one a row
     other = mx.random.randint(0, vocabulary, targets.shape)
     spoiled = mx.where(dice < 0.8, blank, mx.where(dice < 0.9, other, targets))
     return Task(mx.where(chosen, spoiled, targets), targets, chosen.astype(mx.float32), "bidirectional")

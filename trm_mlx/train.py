@@ -182,13 +182,11 @@ def start(settings: TrainConfig) -> None:
             seed=settings.fit.seed,
             report=lambda documents, tokens: _say(f"reading  documents {documents}  tokens {tokens}"),
         )
-        needed = settings.fit.length + 1
-        for name, split in (("training", corpus.train), ("held-out", corpus.held_out)):
-            if split.tokens < (needed if name == "training" else 2):
-                raise ValueError(
-                    f"the {name} text must have at least {needed} tokens, got {split.tokens}; "
-                    f"give more text or a shorter --length"
-                )
+        if corpus.train.tokens <= settings.fit.length:
+            raise ValueError(
+                f"the training text must have more than {settings.fit.length} tokens, got {corpus.train.tokens}; "
+                f"give more text or a shorter --length"
+            )
         config.write(replace(settings, out=folder), aside / SETTINGS)
         folder.parent.mkdir(parents=True, exist_ok=True)
         os.replace(aside, folder)
