@@ -33,7 +33,7 @@ class FitConfig:
     objective: Annotated[objectives.Objective, "predict the next token, or restore masked ones"] = "causal"
     isolate: Annotated[bool, "documents that share a sequence do not see each other"] = False
     optimizer: Annotated[Literal["muon", "adamw", "sgd"], "of the blocks' matrices; the rest has AdamW"] = "muon"
-    rate: Annotated[float, "peak learning rate of AdamW or SGD"] = 8e-3
+    rate: Annotated[float, "peak learning rate of AdamW or SGD; with AdamW for the matrices too, try 0.003"] = 8e-3
     matrix_rate: Annotated[float, "peak learning rate of Muon"] = 2e-2
     schedule: Annotated[
         Literal["constant", "linear", "cosine", "stable", "cyclical"],
