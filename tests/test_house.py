@@ -7,13 +7,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 DOORS = ["__init__", "__main__"]
-GROUND = ["config", "journal", "backend", "fused"]
+GROUND = ["config", "journal", "backend", "fused", "recompute"]
 NOUNS = [  # in order: each may import the ones before it
     "vocabulary",
     "tokenizer",
     "sources",
     "corpus",
     "data",
+    "shape",
     "cache",
     "model",
     "objectives",
@@ -23,7 +24,7 @@ NOUNS = [  # in order: each may import the ones before it
 ROOMS = ["decode", "adapt", "microscope", "puzzles"]
 VERBS = ["train", "generate", "evaluate", "doctor"]
 FILES = sorted([*ROOT.glob("trm_mlx/**/*.py"), *ROOT.glob("convert/**/*.py")])
-LONGEST = 380  # lines; the plan says 350 and only model.py, which is to be whole in one file, goes past it
+LONGEST = 350  # lines
 
 
 def imports(path: Path) -> set[str]:

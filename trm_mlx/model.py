@@ -12,138 +12,18 @@ Shapes: B batch, T tokens, D width, H heads, N key-value heads, K = D / H head w
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Sequence
 
 import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from trm_mlx import fused
+from trm_mlx import fused, recompute
 from trm_mlx.cache import Cache, Slot
 from trm_mlx.fused import Mask
+from trm_mlx.shape import LIMIT, ModelConfig
 
 EPSILON = 1e-5  # of every RMS normalisation; float16 cannot hold squares of much less
-LIMIT = 50_000_000  # stored parameters of a tiny model
-LARGEST = {"vocabulary": 1 << 16, "depth": 64}  # what a token file can hold; what can still be unrolled
-
-Position = Literal["rope", "alibi", "learned", "sinusoidal", "none"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Shape of the model."""
-
-    vocabulary: Annotated[int, "tokens in the vocabulary"] = 8192
-    width: Annotated[int, "features per token"] = 256
-    heads: Annotated[int, "query heads"] = 4
-    kv_heads: Annotated[int, "key-value heads; each serves heads / kv_heads query heads"] = 2
-    prelude: Annotated[int, "blocks before the core"] = 2
-    core: Annotated[int, "blocks of the core, shared by all passes"] = 2
-    coda: Annotated[int, "blocks after the core"] = 2
-    depth: Annotated[int, "most passes through the core"] = 3
-    context: Annotated[int, "positions the model is made for"] = 1024
-    window: Annotated[int, "positions a token looks back on, itself included; 0: all"] = 0
-    position: Annotated[Position, "how positions are told apart"] = "rope"
-    rope_base: Annotated[float, "longest RoPE wavelength, divided by 2 pi"] = 10_000.0
-    feed_forward: Annotated[Literal["relu2", "swiglu"], "ReLU^2 of 3 width, or SwiGLU of 2 width"] = "relu2"
-    qk_norm: Annotated[bool, "normalise queries and keys"] = True
-    injection: Annotated[bool, "add the prelude's output before every pass"] = True
-    pass_scale: Annotated[bool, "a learned scale per channel for each pass and branch of the core"] = True
-    pass_lora: Annotated[int, "rank of low-rank corrections for each pass; 0: none"] = 0
-    dropout: Annotated[float, "share of branch outputs dropped in training"] = 0.0
-
-    PRESETS: ClassVar[Mapping[str, "ModelConfig"]] = {}
-
-    def __post_init__(self) -> None:
-        zero = ("prelude", "coda", "window", "pass_lora")
-        for name in ("vocabulary", "width", "heads", "kv_heads", "core", "depth", "context", *zero):
-            least, most = 0 if name in zero else 1, LARGEST.get(name, 1 << 20)
-            if not least <= getattr(self, name) <= most:
-                raise ValueError(f"{name} must be {least} to {most}, got {str(getattr(self, name))[:20]}")
-        if self.width % self.heads or self.heads % self.kv_heads:
-            found = f"{self.width}, {self.heads} and {self.kv_heads}"
-            raise ValueError(f"width must be a multiple of heads, and heads of kv_heads, got {found}")
-        if {"rope": self.head_width, "sinusoidal": self.width}.get(self.position, 0) % 2:
-            raise ValueError(f"width (for rope, width / heads) must be even, got {self.width} and {self.heads} heads")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
-        if not 1 < self.rope_base < math.inf:
-            raise ValueError(f"rope_base must be above 1, got {self.rope_base}")
-
-    @property
-    def head_width(self) -> int:
-        return self.width // self.heads
-
-    def blocks(self, depth: int | None = None) -> int:
-        """Blocks that a token runs through."""
-        return self.prelude + self.core * self.at_depth(depth) + self.coda
-
-    def at_depth(self, depth: int | None) -> int:
-        """The number of passes asked for; None: all.
-
-        Raises:
-            ValueError: not between 1 and the depth the model was made for.
-        """
-        if depth is None:
-            return self.depth
-        if not 1 <= depth <= self.depth:
-            raise ValueError(f"depth must be 1 to {self.depth}, the most this model was made for, got {depth}")
-        return depth
-
-    def linears(self) -> dict[str, tuple[int, int]]:
-        """Shape (outputs, inputs) of each matrix of one block, by its name."""
-        D, qkv = self.width, self.width + 2 * self.kv_heads * self.head_width
-        up, down = (3 * D, 3 * D) if self.feed_forward == "relu2" else (4 * D, 2 * D)  # 6 D^2 weights in both
-        shapes = [(qkv, D), (D, D), (up, D), (D, down)]
-        return dict(
-            zip(("attention.qkv", "attention.out", "feed_forward.up", "feed_forward.down"), shapes, strict=True)
-        )
-
-    def _block(self) -> tuple[int, int, int]:
-        """Numbers in a block's matrices, in its vectors, and in its low-rank corrections for one pass."""
-        shapes = self.linears().values()
-        vectors = 2 * self.width + (2 * self.head_width if self.qk_norm else 0)
-        return sum(a * b for a, b in shapes), vectors, self.pass_lora * sum(a + b for a, b in shapes)
-
-    def stored_parameters(self) -> int:
-        """Numbers that the model file holds."""
-        matrices, vectors, lora = self._block()
-        total = (self.vocabulary + 1) * self.width + self.blocks(1) * (matrices + vectors)
-        total += self.context * self.width if self.position == "learned" else 0
-        total += 2 * self.width if self.injection else 0
-        return total + self.core * self.depth * ((2 * self.width if self.pass_scale else 0) + lora)
-
-    def effective_parameters(self, depth: int | None = None) -> int:
-        """Numbers that a model without sharing would hold to compute the same: each pass has its own core."""
-        matrices, vectors, _ = self._block()
-        return self.stored_parameters() + self.core * (self.at_depth(depth) - 1) * (matrices + vectors)
-
-    def flops_per_token(self, depth: int | None = None, length: int = 0) -> int:
-        """Multiplications and additions in the matrix products of one token's forward pass.
-
-        Args:
-            depth: passes; None: all.
-            length: positions that its attention looks at, itself included.
-        """
-        matrices, _, lora = self._block()
-        attention = 2 * min(length, self.window or length) * self.width  # scores, and means of the values
-        total = self.blocks(depth) * (matrices + attention) + self.core * self.at_depth(depth) * lora
-        return 2 * (total + self.vocabulary * self.width)
-
-    def cache_bytes_per_token(self, depth: int | None = None, bytes_per_number: int = 4) -> int:
-        """Bytes that one position adds to the keys and values kept while generating."""
-        return self.blocks(depth) * 2 * self.kv_heads * self.head_width * bytes_per_number
-
-
-ModelConfig.PRESETS = {
-    "nano": ModelConfig(vocabulary=4096, width=128, prelude=1, coda=1, context=512),
-    "tiny": ModelConfig(),
-    "small": ModelConfig(width=384, heads=6, core=4),
-    "base": ModelConfig(vocabulary=12288, width=512, heads=8, prelude=3, core=5, coda=3),
-    "large": ModelConfig(vocabulary=16384, width=576, heads=9, kv_heads=3, prelude=3, core=6, coda=3, depth=2),
-}
 
 
 class Linear(nn.Module):
@@ -237,17 +117,21 @@ class Block(nn.Module):
             self.attention_scale = mx.ones((passes, config.width))
             self.feed_forward_scale = mx.ones((passes, config.width))
 
-    def __call__(self, x: mx.array, index: int, mask: mx.array | None, slot: Slot | None) -> mx.array:
-        """(B, T, D) -> (B, T, D); index: the pass, from 0."""
-        x = x + self._branch(self.attention(self.attention_norm(x), index, mask, slot), "attention_scale", index)
+    def __call__(
+        self, x: mx.array, index: int, mask: mx.array | None, slot: Slot | None, key: mx.array | None = None
+    ) -> mx.array:
+        """(B, T, D) -> (B, T, D); index: the pass, from 0; key: what dropout draws from, None for no dropout."""
+        first, second = (None, None) if key is None else mx.random.split(key)
+        y = self.attention(self.attention_norm(x), index, mask, slot)
+        x = x + self._branch(y, "attention_scale", index, first)
         y = self.feed_forward(self.feed_forward_norm(x), index)
-        return x + self._branch(y, "feed_forward_scale", index)
+        return x + self._branch(y, "feed_forward_scale", index, second)
 
-    def _branch(self, y: mx.array, scale: str, index: int) -> mx.array:
+    def _branch(self, y: mx.array, scale: str, index: int, key: mx.array | None) -> mx.array:
         y = y * (self.scale * self[scale][index] if scale in self else self.scale)
-        if not (self.dropout and self.training):
-            return y
-        return y * mx.random.bernoulli(1 - self.dropout, y.shape) * (1 / (1 - self.dropout))
+        return (
+            y if key is None else y * mx.random.bernoulli(1 - self.dropout, y.shape, key) * (1 / (1 - self.dropout))
+        )
 
 
 class TinyRecursiveLM(nn.Module):
@@ -311,15 +195,18 @@ class TinyRecursiveLM(nn.Module):
         alibi = self.config.heads if self.config.position == "alibi" else 0
         visible = fused.visible(ids.shape[1], start + ids.shape[1], mask, segments, self.config.window, alibi)
         x = self._embed(ids, start)
-        x = _through(self.prelude, x, 0, visible, cache.prelude if cache else None)
+        keys = [None] * (depth + 2)
+        if self.training and self.config.dropout:
+            keys = mx.random.split(mx.random.randint(0, 1 << 31, (2,)).astype(mx.uint32), depth + 2)
+        x = _through(self.prelude, x, 0, visible, cache.prelude if cache else None, keys[depth])
         h = anchor = _rms(x)
-        run = nn.utils.checkpoint(self, self._pass) if self.recompute else self._pass
+        run = self._recomputed if self.recompute else self._pass
         states = []
         for index in range(depth):
-            h = run(h, anchor, index, visible, cache.core[index] if cache else None)
+            h = run(h, anchor, keys[index], index, visible, cache.core[index] if cache else None)
             if index + 1 in ends:
                 states.append(h)
-        logits = [self._read(h, anchor, visible, cache.coda if cache else None, last) for h in states]
+        logits = [self._read(h, anchor, visible, cache.coda if cache else None, last, keys[-1]) for h in states]
         return logits[0] if exits is None else mx.stack(logits)
 
     def cache(self, depth: int | None = None) -> Cache:
@@ -334,13 +221,19 @@ class TinyRecursiveLM(nn.Module):
             return x + self.positions[start:end]
         return x + _waves(start, end, self.config.width) if position == "sinusoidal" else x
 
-    def _pass(self, h: mx.array, anchor: mx.array, index: int, visible, slots: list[Slot] | None) -> mx.array:
+    def _pass(self, h: mx.array, anchor: mx.array, key, index: int, visible, slots: list[Slot] | None) -> mx.array:
         h = _rms(h) + self.injection * anchor if self.config.injection else _rms(h)
-        return _through(self.core, h, index, visible, slots)
+        return _through(self.core, h, index, visible, slots, key)
 
-    def _read(self, h: mx.array, anchor: mx.array, visible, slots: list[Slot] | None, last: bool) -> mx.array:
+    def _recomputed(self, h: mx.array, anchor: mx.array, key, *rest) -> mx.array:
+        weights = {name: array for name, array in named(self).items() if name.startswith(("core.", "injection"))}
+        return recompute.call(
+            self, lambda h, anchor, key: self._pass(h, anchor, key, *rest), weights, (h, anchor), key
+        )
+
+    def _read(self, h: mx.array, anchor: mx.array, visible, slots: list[Slot] | None, last: bool, key) -> mx.array:
         h = _rms(h) + self.recall * anchor if self.config.injection else _rms(h)
-        h = _through(self.coda, h, 0, visible, slots)
+        h = _through(self.coda, h, 0, visible, slots, key)
         return self.embedding.as_linear(self.final_norm(h[:, -1:] if last else h))
 
 
@@ -348,9 +241,10 @@ def _rms(x: mx.array) -> mx.array:
     return fused.rms(x, None, EPSILON)
 
 
-def _through(blocks: list[Block], x: mx.array, index: int, visible, slots: list[Slot] | None) -> mx.array:
+def _through(blocks: list[Block], x: mx.array, index: int, visible, slots: list[Slot] | None, key) -> mx.array:
+    keys = [None] * len(blocks) if key is None else mx.random.split(key, len(blocks))
     for place, block in enumerate(blocks):
-        x = block(x, index, visible, slots[place] if slots else None)
+        x = block(x, index, visible, slots[place] if slots else None, keys[place])
     return x
 
 
