@@ -38,14 +38,14 @@ $(BIN)/python:
 		needed=; \
 		command -v g++ >/dev/null || needed="$$needed g++"; \
 		$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || needed="$$needed python3-venv"; \
-		[ "$$(uname -m)" = x86_64 ] || ldconfig -p | grep -q libopenblas.so.0 || needed="$$needed libopenblas0-pthread"; \
+		[ "$$(uname -m)" = x86_64 ] || /sbin/ldconfig -p | grep -q libopenblas.so.0 || needed="$$needed libopenblas0-pthread"; \
 		if [ -n "$$needed" ]; then \
 			root=; [ "$$(id -u)" = 0 ] || root="sudo -n"; \
 			{ command -v apt-get >/dev/null && $$root apt-get update -qq && $$root apt-get install -y -qq $$needed; } \
 				|| echo "missing on this machine, please install:$$needed (sudo apt-get install$$needed)"; \
 		fi; \
 	fi
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

@@ -32,6 +32,10 @@ class RepetitionConfig:
     prompt: Annotated[str, "how each begins; the prompt is not counted"] = "Once upon a time"
     json: Annotated[bool, "print one JSON object"] = False
 
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"samples must be at least 1, got {self.samples}")
+
 
 def hashes(tokens: np.ndarray, length: int) -> np.ndarray:
     """One 64-bit number for each run of `length` tokens, in order."""

@@ -230,10 +230,12 @@ def test_the_command_prints_a_line_for_each_depth(folder, tmp_path, capsys):
         named = dict(zip(words[0::2], words[1::2], strict=False))
         assert named["depth"] == str(depth)
         assert named["bits_per_byte"] == f"{scores[depth].bits_per_byte:.4f}"
-        assert words[-6:] == [
+        assert words[words.index("perplexity") :][:6] == [
             "perplexity", f"{scores[depth].perplexity:.2f}",
             "tokens", str(scores[depth].tokens), "bytes", str(scores[depth].bytes),
         ]  # fmt: skip
+    assert f"difference_from_depth_1 {scores[2].difference:+.4f} +- " in out.splitlines()[1]
+    assert "difference" not in out.splitlines()[0]
     assert err == ""
 
 
@@ -296,3 +298,16 @@ def test_every_depth_is_checked_before_the_first_is_scored(folder, tmp_path, mon
     monkeypatch.setattr(objectives, "score_windows", lambda *_: pytest.fail("scored"))
     with pytest.raises(ValueError, match="got 9"):
         scored(folder, jsonl(tmp_path / "a.jsonl", "the moon"), depth=(1, 9))
+
+
+def test_difference_of_depths_is_paired_by_document(folder, tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", *(text(n) for n in (9, 5, 30, 14)))
+    scores = scored(folder, path, depth=(1, 2))
+    assert scores[1].difference is None
+    assert scores[2].difference == pytest.approx(scores[2].bits_per_byte - scores[1].bits_per_byte)
+    parts = [scored(folder, jsonl(tmp_path / f"{n}.jsonl", text(n)), depth=(1, 2)) for n in (9, 5, 30, 14)]
+    gaps = [(part[2].bits_per_byte - part[1].bits_per_byte) * part[1].bytes for part in parts]
+    sizes = [part[1].bytes for part in parts]
+    residuals = [gap - scores[2].difference * size for gap, size in zip(gaps, sizes, strict=True)]
+    expected = math.sqrt(sum(r * r for r in residuals) / 3 * 4) / sum(sizes)
+    assert scores[2].difference_error == pytest.approx(expected, rel=1e-3)

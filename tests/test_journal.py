@@ -231,10 +231,21 @@ def test_plot_without_matplotlib_names_the_cure(path, tmp_path, monkeypatch, cap
     for name in [*(each for each in sys.modules if each.startswith("matplotlib")), "matplotlib"]:
         monkeypatch.setitem(sys.modules, name, None)
     assert journal.plot(path, tmp_path / "loss.png", "base") is None
-    assert capsys.readouterr().err == 'no plot without matplotlib; try: pip install "trm_mlx[plot]"\n'
+    assert capsys.readouterr().err == 'no plot without matplotlib; try: pip install -e ".[plot]"\n'
 
 
 def test_plot_of_no_steps_says_so(path, tmp_path, capsys):
     fill(path)
     assert journal.plot(path, tmp_path / "loss.png", "base") is None
     assert capsys.readouterr().err == f"nothing to plot: {path} holds no step with a loss\n"
+
+
+def test_a_reader_that_has_gone_does_not_stop_the_file(tmp_path):
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    with Journal(tmp_path / "metrics.jsonl", total=2, stream=Gone()) as log:
+        log.write("step", step=1, loss=1.0)
+        log.write("step", step=2, loss=0.5)
+    assert [report["step"] for report in journal.read(tmp_path / "metrics.jsonl")] == [1, 2]

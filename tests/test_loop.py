@@ -175,7 +175,7 @@ def test_depth_grows_between_35_and_65_percent():
     settings = FitConfig(steps=1000, depth_schedule="grow")
     assert [passes(settings, step, 3) for step in (1, 350, 351, 650, 651, 1000)] == [1, 1, 2, 2, 3, 3]
     assert [passes(settings, step, 4) for step in (1, 351, 501, 651)] == [1, 2, 3, 4]
-    assert [passes(settings, step, 2) for step in (350, 351)] == [1, 2]
+    assert [passes(settings, step, 2) for step in (500, 501)] == [1, 2]
     assert passes(settings, 1000, 1) == 1
 
 

@@ -109,9 +109,10 @@ def test_presets_are_tiny_and_of_the_sizes_the_plan_gives():
     assert all(preset.stored_parameters() < LIMIT for preset in ModelConfig.PRESETS.values())
 
 
-def test_a_model_that_is_not_tiny_says_so():
-    with pytest.warns(UserWarning, match=r"stores 79.8M parameters; a tiny one stores at most 50M"):
-        TinyRecursiveLM(ModelConfig(vocabulary=65536, width=768, heads=12))
+def test_a_model_that_is_not_tiny_says_so(capsys):
+    TinyRecursiveLM(ModelConfig(vocabulary=65536, width=768, heads=12))
+    told = capsys.readouterr().err
+    assert told == "trm_mlx: this model stores 79.8M parameters; a tiny one stores at most 50M\n"
 
 
 def test_window_hides_what_is_further_back(tiny):

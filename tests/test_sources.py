@@ -159,7 +159,7 @@ def test_hub_failures_are_told_in_one_line(monkeypatch):
     with pytest.raises(ValueError, match=r"hub:tales row 0 must have either text"):
         texts("hub:tales")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ImportError, match=r'needs the package datasets: pip install "trm_mlx\[hub\]"'):
+    with pytest.raises(ImportError, match=r'needs the package datasets: pip install -e "\.\[hub\]"'):
         texts("hub:tales")
 
 

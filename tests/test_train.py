@@ -20,7 +20,7 @@ from test_checkpoint import Disk, Killed
 
 from trm_mlx import checkpoint, config, journal, loop, objectives
 from trm_mlx import train as verb
-from trm_mlx.loop import FitConfig
+from trm_mlx.loop import FitConfig, most_passes
 from trm_mlx.model import ModelConfig, TinyRecursiveLM
 from trm_mlx.tokenizer import Tokenizer
 from trm_mlx.train import TrainConfig, train
@@ -383,7 +383,7 @@ def same_numbers(folder: Path, numbers: dict[str, mx.array]) -> bool:
     return all(np.array_equal(np.array(array), np.array(numbers[name])) for name, array in saved)
 
 
-@pytest.mark.parametrize("case", ["causal", "masked"])
+@pytest.mark.parametrize("case", ["causal", "isolated"])
 def test_training_stops_when_patience_ends_and_keeps_the_best_model(tmp_path, settings, case):
     chosen, seen = settings(tmp_path / "run", case, evaluate_every=1, patience=3, dtype="float32"), {}
     with pytest.MonkeyPatch.context() as patch:
@@ -505,19 +505,19 @@ def test_a_folder_that_is_not_empty_is_not_trained_into(tmp_path, capsys, source
 
 
 def test_a_folder_that_is_no_run_is_not_resumed(tmp_path, capsys):
-    assert "no train.json in" in complaint(capsys, "--resume", tmp_path / "nowhere")
+    assert "it has no train.json" in complaint(capsys, "--resume", tmp_path / "nowhere")
     (tmp_path / "notes.txt").write_text("mine")
-    assert "no train.json in" in complaint(capsys, "--resume", tmp_path)
-    assert "no train.json in" in complaint(capsys, "--resume", tmp_path / "notes.txt")
+    assert "it has no train.json" in complaint(capsys, "--resume", tmp_path)
+    assert "it has no train.json" in complaint(capsys, "--resume", tmp_path / "notes.txt")
 
 
 def test_other_flags_with_resume_are_refused_by_name(capsys, unbroken):
     folder = unbroken("causal")
     line = complaint(capsys, "--resume", folder, "--rate", 0.1, "--width", 64)
     assert line == (
-        "--resume goes on as the run was started, so only --steps may be given with it, got fit.rate, model.width"
+        "--resume goes on as the run was started, so only --steps may be given with it, got --rate, --width"
     )
-    assert "got data" in complaint(capsys, "--resume", folder, "--data", "x.txt", "--steps", 9)
+    assert "got --data" in complaint(capsys, "--resume", folder, "--data", "x.txt", "--steps", 9)
 
 
 @pytest.fixture
@@ -683,3 +683,41 @@ def test_the_command_trains_a_nano_model_from_text(tmp_path):
     assert [line.split()[:2] for line in printed.splitlines()] == [["depth", str(d)] for d in (1, 2, 3)]
     assert checkpoint.load(tmp_path / "run")[0].config == ModelConfig.PRESETS["nano"]
     assert [figure[:2] for figure in figures(tmp_path / "run")] == [("step", 2), ("evaluate", 2)]
+
+
+def test_a_run_without_its_training_state_is_refused_and_its_model_kept(tmp_path, unbroken, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken("causal"), folder)
+    (folder / "training.safetensors").unlink()
+    model = (folder / "model.safetensors").read_bytes()
+    assert "training.safetensors is missing, so this run cannot go on" in complaint(capsys, "--resume", folder)
+    assert (folder / "model.safetensors").read_bytes() == model
+
+
+def test_fewer_steps_than_taken_are_refused_and_not_remembered(tmp_path, unbroken, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken("causal"), folder)
+    before = (folder / "train.json").read_bytes()
+    line = complaint(capsys, "--resume", folder, "--steps", 5)
+    assert "--steps must be above the 8 steps that this run has taken, got 5" in line
+    assert (folder / "train.json").read_bytes() == before
+
+
+def test_a_second_process_is_kept_out_of_the_folder(tmp_path, unbroken, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken("causal"), folder)
+    with checkpoint.alone(folder):
+        line = complaint(capsys, "--resume", folder, "--steps", 20, status=1)
+    assert "another process is training in" in line
+
+
+def test_depths_that_still_grow_do_not_use_up_the_patience(tmp_path, settings, monkeypatch):
+    worse = iter(range(1, 100))
+    score = objectives.Score(1.0, 0.1, 2.0, 10, 10)
+    monkeypatch.setattr(verb, "held_out_score", lambda *_: replace(score, bits_per_byte=float(next(worse))))
+    chosen = settings(tmp_path / "run", steps=12, patience=2, evaluate_every=1, sample_every=0)
+    chosen = replace(chosen, fit=replace(chosen.fit, depth_schedule="grow"))
+    train(chosen)
+    steps = [r["step"] for r in journal.read(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "step"]
+    first = next(n for n in range(1, 13) if most_passes(chosen.fit, n, chosen.model.depth) == chosen.model.depth)
+    assert steps[-1] == first + 2  # the first score at full depth is the best one, and two are worse

@@ -158,13 +158,12 @@ def test_doctor_names_what_is_missing_with_its_cure(monkeypatch):
     assert (found.gemm_gflops, found.compiler) == (1.3, "none")
     assert [line.split(":")[0] for line in found.missing] == [
         "a fast BLAS",
-        "g++, without which mx.compile does nothing",
+        "g++, without which MLX compiles nothing and trains more slowly",
         "matplotlib (optional)",
-        "coremltools (optional)",
         "datasets (optional)",
     ]
     assert doctor.backend.cure() in found.missing[0]
-    assert 'pip install "trm_mlx[convert]"' in found.missing[3]
+    assert 'pip install -e ".[hub]"' in found.missing[3]
 
 
 def test_doctor_says_that_nothing_is_missing(monkeypatch, capsys):

@@ -31,6 +31,11 @@ def prepare() -> None:
     if _prepared:
         return
     _prepared = True
+    for number in range(3):  # a closed one would be given to the next file opened, and MLX takes 0 for no file
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
     if sys.platform != "linux" or not _reference_blas():
         return
     if "mlx.core" in sys.modules:

@@ -9,12 +9,14 @@ Each safetensors file is replaced in one rename and says for itself what it belo
 renames leaves a folder that loads and resumes. File names are fixed: nothing in a folder names another file.
 """
 
+import fcntl
 import json
 import math
 import os
 import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
@@ -153,6 +155,21 @@ def load_training(folder: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
     if {name: facts.get(name) for name in ("config", "tokenizer")} != _owners(folder):
         raise ValueError(f"{folder / TRAINING} belongs to another model than {CONFIG} and {TOKENIZER}")
     return arrays, facts
+
+
+@contextmanager
+def alone(folder: Path) -> Generator[None]:
+    """Keep a second process from training in a folder while this one does.
+
+    Raises:
+        RuntimeError: another one is there.
+    """
+    with (folder / CONFIG).open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(f"another process is training in {folder}; wait for it, or stop it") from None
+        yield
 
 
 def digest(content: bytes) -> str:

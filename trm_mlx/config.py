@@ -131,7 +131,8 @@ def flatten(cls: type, data: Any, name: str, prefix: str = "") -> dict[str, Any]
     values = {}
     for word, value in data.items():
         if word not in known:
-            hint = nearest(word, known, f"known are {', '.join(known)}")
+            tables = [f"it is {key.name}" for key in leaves(cls) if key.name.endswith(f".{word}")]
+            hint = (tables or [nearest(word, known, f"known are {', '.join(known)}")])[0]
             raise ValueError(f"{name}: unknown key {shown(prefix + word)}; {hint}")
         if is_dataclass(known[word].kind) and isinstance(value, dict):
             values |= flatten(known[word].kind, value, name, f"{prefix}{word}.")
@@ -330,9 +331,8 @@ def explain(error: BaseException) -> str:
 def door(program: str) -> Generator[None]:
     """Turn an expected error into one line on stderr and an exit status; a bug keeps its traceback.
 
-    Exits with 2 if the command was asked wrongly (ValueError, FileNotFoundError), 1 if the work failed
-    (other OSError, RuntimeError, ImportError), 130 after Ctrl-C, 0 if the reader of a pipe has read enough.
-    TRM_MLX_TRACEBACK=1 in the environment lets every traceback through.
+    Exits with 2 if asked wrongly (ValueError, FileNotFoundError), 1 if the work failed (other errors below), 130 after
+    Ctrl-C, 0 if the reader of a pipe has read enough. TRM_MLX_TRACEBACK=1 lets every traceback through.
     """
     try:
         yield

@@ -69,7 +69,7 @@ class Corpus:
         folder = Path(folder)
         path = folder / "corpus.json"
         if not path.is_file():
-            raise FileNotFoundError(f"no corpus at {folder}: it has no corpus.json; run prepare again")
+            raise FileNotFoundError(f"no corpus at {folder}: it has no corpus.json; start a new run")
         try:
             record = json.loads(path.read_text("utf-8"))
             if {key: record.pop(key) for key in FORMAT} != FORMAT:
@@ -85,11 +85,11 @@ class Corpus:
             (corpus.tokenizer_path, None, corpus.tokenizer_sha256),
         ):
             if not file.is_file():
-                raise FileNotFoundError(f"{file} is missing from the corpus; run prepare again")
+                raise FileNotFoundError(f"{file} is missing from the corpus; start a new run")
             if size is not None and file.stat().st_size != size:
-                raise ValueError(f"{file} must be {size} bytes, got {file.stat().st_size}; run prepare again")
+                raise ValueError(f"{file} must be {size} bytes, got {file.stat().st_size}; start a new run")
             if verify and _sha256(file) != digest:
-                raise ValueError(f"{file} must have the sha256 {digest}, got {_sha256(file)}; run prepare again")
+                raise ValueError(f"{file} must have the sha256 {digest}, got {_sha256(file)}; start a new run")
         return corpus
 
     def json(self) -> bytes:

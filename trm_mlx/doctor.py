@@ -17,7 +17,7 @@ import mlx.core as mx
 from trm_mlx import __version__, backend, config, fused
 
 SLOW = 5.0  # GFLOP/s on one core; a reference BLAS reaches 1 to 2, a real one 20 to 100
-EXTRAS = {"plot": "matplotlib", "convert": "coremltools", "hub": "datasets"}
+EXTRAS = {"plot": "matplotlib", "hub": "datasets"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +47,14 @@ def doctor() -> Findings:
     """Look and measure: takes about a second."""
     speed, missing = gflops(), []
     linux_cpu = sys.platform == "linux" and mx.default_device() == mx.Device(mx.cpu)
-    compiler = shutil.which("g++") or shutil.which("c++") if linux_cpu else "not needed"
+    compiler = shutil.which("g++") if linux_cpu else "not needed"
     if linux_cpu and speed < SLOW:
         missing.append(f"a fast BLAS: {backend.cure()}")
     if not compiler:
-        missing.append("g++, without which mx.compile does nothing: sudo apt-get install g++")
+        missing.append("g++, without which MLX compiles nothing and trains more slowly: sudo apt-get install g++")
     for extra, module in EXTRAS.items():
         if find_spec(module) is None:
-            missing.append(f'{module} (optional): pip install "trm_mlx[{extra}]"')
+            missing.append(f'{module} (optional): pip install -e ".[{extra}]"')
     return Findings(
         trm_mlx=__version__,
         python=platform.python_version(),

@@ -2,8 +2,10 @@
 
 import json
 import math
+import sys
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +14,7 @@ import numpy as np
 from trm_mlx import PRETRAINED, checkpoint, config, data, objectives
 from trm_mlx.tokenizer import Tokenizer
 
+REPORT_SECONDS = 5.0
 ROUND = 32  # short documents are padded to a multiple of this, so that some can share a batch
 
 
@@ -62,15 +65,22 @@ def evaluate(settings: EvaluateConfig) -> dict[int, objectives.Score]:
         if 0 < settings.max_tokens <= read:
             break
     every = [window for document in documents for window in document]
-    scores = {}
+    scores: dict[int, objectives.Score] = {}
+    first: list[tuple[float, int, int]] = []
     for depth in depths:
-        parts = objectives.score_windows(model, every, tokenizer.byte_lengths, _causal, depth)
+        watched = _watched(every, depth)
+        parts = objectives.score_windows(model, watched, tokenizer.byte_lengths, _causal, depth)
         if not all(math.isfinite(nats) for nats, _, _ in parts):
             raise ValueError(f"the loss at depth {depth} must be finite; {settings.model} holds a broken model")
         if len(documents) > 1:
             rest = iter(parts)
             parts = [_joined([next(rest) for _ in document]) for document in documents]
         scores[depth] = objectives.score(parts)
+        first = first or parts
+        if len(scores) > 1:
+            apart = [(here[0] - there[0], *here[1:]) for here, there in zip(parts, first, strict=True)]
+            gap = objectives.score(apart)
+            scores[depth] = replace(scores[depth], difference=gap.bits_per_byte, difference_error=gap.standard_error)
     return scores
 
 
@@ -91,6 +101,16 @@ def windows(ids: Sequence[int], length: int, stride: int) -> Iterator[tuple[np.n
         done, start = end, start + stride
 
 
+def _watched(every: list[tuple[np.ndarray, np.ndarray]], depth: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The windows, with a line on stderr every few seconds of long work."""
+    due = time.monotonic() + REPORT_SECONDS
+    for number, window in enumerate(every):
+        if time.monotonic() >= due:
+            print(f"depth {depth}  windows {number}/{len(every)}", file=sys.stderr, flush=True)
+            due = time.monotonic() + REPORT_SECONDS
+        yield window
+
+
 def _causal(batch):
     return objectives.causal(batch, Tokenizer.pad)
 
@@ -100,6 +120,10 @@ def _joined(parts: list[tuple[float, int, int]]) -> tuple[float, int, int]:
     return nats, size, tokens
 
 
+def _error(error: float) -> str:
+    return "" if math.isnan(error) else f" +- {error:.4f}"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     settings = config.parse(EvaluateConfig, argv, program="trm_mlx.evaluate")
     with config.door("trm_mlx.evaluate"):
@@ -107,15 +131,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         if settings.json:
             depths = {depth: asdict(score) for depth, score in scores.items()}
             for record in depths.values():
-                if math.isnan(record["standard_error"]):  # of one part; JSON has no NaN
-                    record["standard_error"] = None
+                for name in ("standard_error", "difference_error"):  # of one part; JSON has no NaN
+                    record[name] = None if math.isnan(record[name] or 0) else record[name]
             print(json.dumps({"model": str(settings.model), "depths": depths}, allow_nan=False))
             return
         for depth, score in scores.items():
-            print(
-                f"depth {depth}  bits_per_byte {score.bits_per_byte:.4f} +- {score.standard_error:.4f}  "
-                f"perplexity {score.perplexity:.2f}  tokens {score.tokens}  bytes {score.bytes}"
-            )
+            line = f"depth {depth}  bits_per_byte {score.bits_per_byte:.4f}{_error(score.standard_error)}"
+            line += f"  perplexity {score.perplexity:.2f}  tokens {score.tokens}  bytes {score.bytes}"
+            if score.difference is not None and score.difference_error is not None:
+                gap = f"{score.difference:+.4f}{_error(score.difference_error)}"
+                line += f"  difference_from_depth_{next(iter(scores))} {gap}"
+            print(line)
 
 
 if __name__ == "__main__":

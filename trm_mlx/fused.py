@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Literal
 
@@ -24,35 +25,35 @@ Mask = Literal["causal", "bidirectional"] | mx.array
 QUERY_BLOCK = 64  # queries that share one slice of the keys; 32 is as fast, 128 and 256 are slower
 
 _linux_cpu = sys.platform == "linux" and mx.default_device() == mx.Device(mx.cpu)
-_forms: Forms = "fused" if _linux_cpu and os.environ.get("TRM_MLX_FUSED") != "0" else "plain"
+_usual: Forms = "fused" if _linux_cpu and os.environ.get("TRM_MLX_FUSED") != "0" else "plain"
+_chosen: ContextVar[Forms] = ContextVar("forms", default=_usual)  # each thread has its own
 
 
 def active() -> Forms:
     """The forms in use."""
-    return _forms
+    return _chosen.get()
 
 
 @contextmanager
 def use(forms: Forms) -> Generator[None]:
     """Choose the forms for the calls inside."""
-    global _forms
-    before, _forms = _forms, forms
+    token = _chosen.set(forms)
     try:
         yield
     finally:
-        _forms = before
+        _chosen.reset(token)
 
 
 @contextmanager
 def uncompiled() -> Generator[None]:
     """No form inside needs a compiler: a few tokens would be done before it is."""
-    with use("lean" if _forms == "fused" else _forms):
+    with use("lean" if active() == "fused" else active()):
         yield
 
 
 def rms(x: mx.array, weight: mx.array | None, epsilon: float) -> mx.array:
     """x over the root of its mean square along the last axis, times the weight. Source: arXiv 1910.07467."""
-    if _forms == "plain" or x.dtype != mx.float32:  # halves would overflow when squared
+    if active() == "plain" or x.dtype != mx.float32:  # halves would overflow when squared
         return mx.fast.rms_norm(x, weight, epsilon)
     x = x * mx.rsqrt(mx.square(x).mean(-1, keepdims=True) + epsilon)
     return x if weight is None else x * weight
@@ -69,7 +70,7 @@ def rope(x: mx.array, base: float, start: int) -> mx.array:
     Source: RoFormer, arXiv 2104.09864, equation 34, on halves instead of neighbours.
     """
     T, K = x.shape[2:]
-    if _forms == "plain" or x.dtype != mx.float32:
+    if active() == "plain" or x.dtype != mx.float32:
         return mx.fast.rope(x, K, traditional=False, base=base, scale=1.0, offset=start)
     cosines, sines = _turns(K, base, 1 << (start + T - 1).bit_length())
     low, high = mx.split(x, 2, axis=-1)
@@ -125,7 +126,7 @@ def _(primals, cotangents, outputs):
 
 def softmax(scores: mx.array) -> mx.array:
     """Probabilities along the last axis."""
-    return _softmax(scores) if _forms == "fused" else mx.softmax(scores, axis=-1)  # ty: ignore[invalid-explicit-return]
+    return _softmax(scores) if active() == "fused" else mx.softmax(scores, axis=-1)  # ty: ignore[invalid-explicit-return]
 
 
 @mx.compile
@@ -150,7 +151,7 @@ def _(primals, cotangents, outputs):
 
 def relu_squared(x: mx.array) -> mx.array:
     """max(x, 0)^2 per element. Source: Primer, arXiv 2109.08668."""
-    return _relu_squared(x) if _forms == "fused" else mx.square(mx.maximum(x, 0))  # ty: ignore[invalid-explicit-return]
+    return _relu_squared(x) if active() == "fused" else mx.square(mx.maximum(x, 0))  # ty: ignore[invalid-explicit-return]
 
 
 def _sigmoid(x: mx.array) -> mx.array:
@@ -180,7 +181,7 @@ def _(primals, cotangents, outputs):
 
 def swiglu(gate: mx.array, up: mx.array) -> mx.array:
     """gate * sigmoid(gate) * up per element. Source: GLU variants, arXiv 2002.05202."""
-    return _swiglu(gate, up) if _forms == "fused" else gate * mx.sigmoid(gate) * up  # ty: ignore[invalid-explicit-return]
+    return _swiglu(gate, up) if active() == "fused" else gate * mx.sigmoid(gate) * up  # ty: ignore[invalid-explicit-return]
 
 
 @mx.compile
@@ -226,7 +227,7 @@ def cross_entropy(logits: mx.array, targets: mx.array, smoothing: float = 0.0) -
         (...) float32.
     """
     logits = logits.astype(mx.float32)
-    if _forms == "fused":
+    if active() == "fused":
         return _cross_entropy(smoothing)(logits, targets)[0]
     told = mx.take_along_axis(logits, targets[..., None], -1)[..., 0]
     return mx.logsumexp(logits, -1) - (1 - smoothing) * told - smoothing * logits.mean(-1)
@@ -248,7 +249,7 @@ def attention(
         (B, H, T, K), the dtype of q.
     """
     T, S = q.shape[2], k.shape[2]
-    if _forms == "plain":
+    if active() == "plain":
         if mask is None and not window:
             causal = "causal" if T > 1 else None
             return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=causal)

@@ -94,10 +94,14 @@ def run(settings: GenerateConfig) -> Reply:
     model, tokenizer = checkpoint.load(settings.model)
     timed = _timed(model, tokenizer, prompt, settings.stream, settings.sampling)
     before = prompt  # written with the first token, so that nothing is when there is none
-    for event in timed:
-        if not settings.json:
-            print(before + event.text, end="", flush=True)
-            before = ""
+    try:
+        for event in timed:
+            if not settings.json:
+                print(before + event.text, end="", flush=True)
+                before = ""
+    except KeyboardInterrupt:
+        print(flush=True)  # what comes now begins on a line of its own
+        raise
     reply = timed.reply()
     if settings.json:
         known = {

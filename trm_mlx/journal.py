@@ -19,6 +19,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -128,8 +129,10 @@ class Journal:
         self.show(f"\r\x1b[K{text}\n{self.live}" if self.live else f"{text}\n")
 
     def show(self, text: str) -> None:
-        self.stream.write(text)
-        self.stream.flush()
+        """Write to the reader; when that one has gone, the file alone goes on."""
+        with suppress(BrokenPipeError):
+            self.stream.write(text)
+            self.stream.flush()
 
 
 def plain(figure: Any) -> Any:
@@ -225,7 +228,7 @@ def plot(path: Path, out: Path, title: str) -> Path | None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        print('no plot without matplotlib; try: pip install "trm_mlx[plot]"', file=sys.stderr)
+        print('no plot without matplotlib; try: pip install -e ".[plot]"', file=sys.stderr)
         return None
 
     steps, raw = [each["step"] for each in trained], [each["loss"] for each in trained]

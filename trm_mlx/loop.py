@@ -32,7 +32,9 @@ class FitConfig:
     length: Annotated[int, "tokens in a training sequence"] = 256
     objective: Annotated[objectives.Objective, "predict the next token, or restore masked ones"] = "causal"
     isolate: Annotated[bool, "documents that share a sequence do not see each other"] = False
-    optimizer: Annotated[Literal["muon", "adamw", "sgd"], "of the blocks' matrices; the rest has AdamW"] = "muon"
+    optimizer: Annotated[
+        Literal["muon", "adamw", "sgd"], "of the blocks' matrices; all else has AdamW (SGD with sgd)"
+    ] = "muon"
     rate: Annotated[float, "peak learning rate of AdamW or SGD; with AdamW for the matrices too, try 0.003"] = 8e-3
     matrix_rate: Annotated[float, "peak learning rate of Muon"] = 2e-2
     schedule: Annotated[
@@ -43,14 +45,14 @@ class FitConfig:
     decay: Annotated[float, "share of all steps over which the stable schedule falls"] = 0.4
     floor: Annotated[float, "share of the peak learning rate left at the end"] = 0.0
     cycle: Annotated[int, "steps of one rise and fall of the cyclical schedule"] = 200
-    weight_decay: Annotated[float, "share of a matrix taken off each step, times the learning rate"] = 0.01
-    clip_norm: Annotated[float, "longest gradient, all tensors together; 0: any"] = 1.0
-    clip_value: Annotated[float, "largest number in a gradient; 0: any"] = 0.0
+    weight_decay: Annotated[float, "share of a matrix taken off at rate 1 (sgd: of the gradient)"] = 0.01
+    clip_norm: Annotated[float, "largest norm of the gradient, over all tensors; 0: any"] = 1.0
+    clip_value: Annotated[float, "largest absolute value in a gradient; 0: any"] = 0.0
     average: Annotated[float, "decay of the weights' moving average, which is then what is saved; 0: none"] = 0.0
     smoothing: Annotated[float, "label smoothing"] = 0.0
     depth_schedule: Annotated[
         Literal["fixed", "grow", "random", "grow-random"],
-        "passes in training: all; one at first and all from 65 %; any number each step; or both",
+        "passes: all; one at first, all from 65 % of the steps on; any number each step; any up to what grow allows",
     ] = "grow-random"
     exit_weight: Annotated[float, "weight of the losses after earlier passes"] = 0.0
     recompute: Annotated[bool, "gradient checkpointing: save memory, compute each pass twice"] = False
@@ -69,6 +71,8 @@ class FitConfig:
         for name in ("average", "smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+        if self.seed >= 1 << 40:
+            raise ValueError(f"seed must be below {1 << 40}, got {self.seed}")
         if not 0 < self.decay <= 1:
             raise ValueError(f"decay must be above 0 and at most 1, got {self.decay}")
 
@@ -101,12 +105,15 @@ def rate_share(settings: FitConfig, step: int) -> float:
 def most_passes(settings: FitConfig, step: int, depth: int) -> int:
     """Most passes that training uses at a step, the first being 1, for a model of `depth` passes.
 
-    Growth adds passes one by one, evenly between 35 % and 65 % of the steps (arXiv 2609.19107).
+    Growth adds passes one by one, the second at 35 % of the steps and the last at 65 % (arXiv 2609.19107); a lone
+    second one at 50 %.
     """
     if not settings.depth_schedule.startswith("grow"):
         return depth
     done = (step - 1) / settings.steps
-    return 1 + sum(done >= 0.35 + 0.3 * jump / max(1, depth - 2) for jump in range(depth - 1))
+    if depth == 2:
+        return 1 + (done >= 0.5)
+    return 1 + sum(done >= 0.35 + 0.3 * jump / (depth - 2) for jump in range(depth - 1))
 
 
 def passes(settings: FitConfig, step: int, depth: int) -> int:

@@ -11,7 +11,7 @@ Shapes: B batch, T tokens, D width, H heads, N key-value heads, K = D / H head w
 """
 
 import math
-import warnings
+import sys
 from collections.abc import Sequence
 
 import mlx.core as mx
@@ -141,7 +141,8 @@ class TinyRecursiveLM(nn.Module):
         super().__init__()
         if config.stored_parameters() > LIMIT:
             million = config.stored_parameters() / 1e6
-            warnings.warn(f"this model stores {million:.1f}M parameters; a tiny one stores at most 50M", stacklevel=2)
+            line = f"trm_mlx: this model stores {million:.1f}M parameters; a tiny one stores at most 50M"
+            print(line, file=sys.stderr)
         self.config = config
         self.recompute = False  # gradient checkpointing: keep no activations inside a pass
         self.embedding = nn.Embedding(config.vocabulary, config.width)

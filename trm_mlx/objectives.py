@@ -44,7 +44,7 @@ def causal(batch: mx.array, pad: int, bos: int | None = None) -> Task:
     return Task(inputs, targets, (targets != pad).astype(mx.float32), "causal", segments)
 
 
-def masked(batch: mx.array, pad: int, blank: int, vocabulary: int) -> Task:
+def masked(batch: mx.array, pad: int, blank: int, vocabulary: int, bos: int | None = None) -> Task:
     """Restore the 15 % of tokens that were blanked out, seeing both sides.
 
     Of those tokens 80 % become `blank`, 10 % any token, 10 % stay (arXiv 1810.04805, 3.1). Draws from MLX's
@@ -55,6 +55,7 @@ def masked(batch: mx.array, pad: int, blank: int, vocabulary: int) -> Task:
         pad: the id that is never a target.
         blank: the id that stands for a hidden token.
         vocabulary: V.
+        bos: as in `causal`.
     """
     targets = batch[:, 1:]
     draw, dice = mx.random.uniform(shape=targets.shape), mx.random.uniform(shape=targets.shape)
@@ -62,7 +63,8 @@ def masked(batch: mx.array, pad: int, blank: int, vocabulary: int) -> Task:
     chosen = (draw < MASKED) | ((draw == draw.min(1, keepdims=True)) & (draw < 1))  # at least one a row
     other = mx.random.randint(0, vocabulary, targets.shape)
     spoiled = mx.where(dice < 0.8, blank, mx.where(dice < 0.9, other, targets))
-    return Task(mx.where(chosen, spoiled, targets), targets, chosen.astype(mx.float32), "bidirectional")
+    segments = None if bos is None else mx.cumsum(targets == bos, axis=1)
+    return Task(mx.where(chosen, spoiled, targets), targets, chosen.astype(mx.float32), "bidirectional", segments)
 
 
 def loss(
@@ -110,6 +112,8 @@ class Score:
     perplexity: float  # per token
     tokens: int
     bytes: int
+    difference: float | None = None  # of bits per byte, to another score of the same text
+    difference_error: float | None = None  # its standard error, part by part
 
 
 def score(parts: Sequence[tuple[float, int, int]]) -> Score:

@@ -30,7 +30,9 @@ class ModelConfig:
     window: Annotated[int, "positions a token looks back on, itself included; 0: all"] = 0
     position: Annotated[Position, "how positions are told apart"] = "rope"
     rope_base: Annotated[float, "longest RoPE wavelength, divided by 2 pi"] = 10_000.0
-    feed_forward: Annotated[Literal["relu2", "swiglu"], "ReLU^2 of 3 width, or SwiGLU of 2 width"] = "relu2"
+    feed_forward: Annotated[Literal["relu2", "swiglu"], "ReLU^2 with 3 x width inside, or SwiGLU with 2 x width"] = (
+        "relu2"
+    )
     qk_norm: Annotated[bool, "normalise queries and keys"] = True
     injection: Annotated[bool, "add the prelude's output before every pass"] = True
     pass_scale: Annotated[bool, "a learned scale per channel for each pass and branch of the core"] = True

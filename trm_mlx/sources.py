@@ -65,7 +65,7 @@ class Document:
                 return Document(self.text[:end], self.where), Document(self.text[end:], self.where)
         raise ValueError(
             f"{self.where} is the only document and cannot be parted, so nothing can be held out;"
-            " give more documents, held-out sources, or held_out=0"
+            " give more documents, or held-out text of its own"
         )
 
 
@@ -78,6 +78,8 @@ def find(sources: Sequence[str | Path]) -> list[Path]:
     """
     found: dict[Path, Path] = {}
     for source in sources:
+        if not str(source).strip():
+            raise ValueError("a source must name a file, a folder or a glob, got an empty text")
         path = Path(source)
         if path.is_file():
             if not path.name.endswith(SUFFIXES):
@@ -195,7 +197,7 @@ def _from_hub(source: str) -> Iterator[Document]:
     try:
         load_dataset = import_module("datasets").load_dataset
     except ImportError:
-        raise ImportError(f'{source} needs the package datasets: pip install "trm_mlx[hub]"') from None
+        raise ImportError(f'{source} needs the package datasets: pip install -e ".[hub]"') from None
     name, _, query = source.removeprefix("hub:").partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
     if not name or set(options) - {"config", "split"}:

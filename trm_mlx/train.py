@@ -1,11 +1,13 @@
 """`python -m trm_mlx.train`: from text to a model folder, with a run that can stop and go on anywhere."""
 
 import os
+import shlex
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -74,6 +76,13 @@ def train(settings: TrainConfig, steps: int | None = None) -> dict[int, objectiv
         start(settings)
     else:
         settings = _restarted(folder, steps)
+    with checkpoint.alone(folder):
+        _go_on(folder, settings)
+    return finish(folder, settings)
+
+
+def _go_on(folder: Path, settings: TrainConfig) -> None:
+    """Train from where the run folder stands to the last step."""
     model, tokenizer = checkpoint.load(folder, mx.float32)
     corpus = data.Corpus.load(folder / CORPUS, verify=True)
     if corpus.tokenizer_sha256 != checkpoint.digest(tokenizer.bytes):
@@ -84,6 +93,10 @@ def train(settings: TrainConfig, steps: int | None = None) -> dict[int, objectiv
         run = Run(model, settings.fit)
         best, waited = _restore(run, folder, facts)
     else:  # the first save may have been cut between the model and the training state: begin with new weights
+        if any(report["kind"] == "save" for report in _reports(folder)):
+            raise ValueError(
+                f"{folder / checkpoint.TRAINING} is missing, so this run cannot go on; the model in {folder} is whole"
+            )
         run = Run(TinyRecursiveLM(model.config, settings.fit.seed), settings.fit)
         model = run.model
 
@@ -130,8 +143,9 @@ def train(settings: TrainConfig, steps: int | None = None) -> dict[int, objectiv
                     bits_per_byte=score.bits_per_byte,
                     standard_error=score.standard_error,
                 )
-                better = score.bits_per_byte < best
-                best, waited = (score.bits_per_byte, 0) if better else (best, waited + 1)
+                growing = depth < model.config.depth  # other depths do not compare
+                better = growing or score.bits_per_byte < best
+                best, waited = best if growing else min(best, score.bits_per_byte), 0 if better else waited + 1
                 if better and settings.patience:
                     save_model()
             if settings.sample_every and (number % settings.sample_every == 0 or number == steps):
@@ -143,11 +157,10 @@ def train(settings: TrainConfig, steps: int | None = None) -> dict[int, objectiv
                 save()
                 log.write("save", step=number, folder=str(folder))
             if leaving and not stopping:
-                log.text("stopped", f"go on with: python -m trm_mlx.train --resume {folder}")
+                log.text("stopped", f"go on with: python -m trm_mlx.train --resume {shlex.quote(str(folder))}")
                 raise KeyboardInterrupt
             if stopping:
                 break
-    return finish(folder, settings)
 
 
 def start(settings: TrainConfig) -> None:
@@ -157,8 +170,8 @@ def start(settings: TrainConfig) -> None:
         raise ValueError(f"{folder} must be a new folder; go on with --resume {folder}, or choose another --out")
     if not settings.data:
         raise ValueError("--data must name the text to train on: files, folders or globs of .txt or .jsonl")
-    shape, aside = settings.model, folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
+    shape, aside = settings.model, folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    data.find([source for source in (*settings.data, *settings.held_out_data) if not source.startswith("hub:")])
     try:
         if settings.tokenizer:
             tokenizer = Tokenizer.load(settings.tokenizer)
@@ -250,13 +263,17 @@ def averaged(run: Run) -> Generator[None]:
 def _interruptible() -> Generator[Callable[[], bool]]:
     """Whether Ctrl-C or a termination came since; the second one is no longer held back."""
     came: list[int] = []
-    kinds = (signal.SIGINT, signal.SIGTERM)
+    kinds = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # signals are the main thread's
+        return
 
     def note(number: int, _: object) -> None:
         came.append(number)
         for kind in kinds:
             signal.signal(kind, before[kind])
-        _say("\nstopping after this step, to save it; once more stops at once and loses it")
+        os.write(2, b"\nstopping after this step, to save it; press Ctrl-C again to stop at once without saving\n")
 
     before = {kind: signal.signal(kind, note) for kind in kinds}
     try:
@@ -267,21 +284,29 @@ def _interruptible() -> Generator[Callable[[], bool]]:
 
 
 def _task(fitting: FitConfig, tokenizer: Tokenizer) -> Callable[[mx.array], objectives.Task]:
-    if fitting.objective == "masked":
-        return lambda batch: objectives.masked(batch, tokenizer.pad, tokenizer.unknown, tokenizer.vocabulary)
     bos = tokenizer.bos if fitting.isolate else None
+    if fitting.objective == "masked":
+        return lambda batch: objectives.masked(batch, tokenizer.pad, tokenizer.unknown, tokenizer.vocabulary, bos)
     return lambda batch: objectives.causal(batch, tokenizer.pad, bos)
 
 
 def _restarted(folder: Path, steps: int | None) -> TrainConfig:
     path = folder / SETTINGS
     if not path.is_file():
-        raise FileNotFoundError(f"no {SETTINGS} in {folder}; only a folder that trm_mlx.train made can be resumed")
+        raise FileNotFoundError(f"no run to resume at {folder}: it has no {SETTINGS}, which trm_mlx.train writes")
     settings = config.read(TrainConfig, path)
     if steps and steps != settings.fit.steps:
+        reached = max((report.get("step", 0) for report in _reports(folder)), default=0)
+        if steps <= reached:
+            raise ValueError(f"--steps must be above the {reached} steps that this run has taken, got {steps}")
         settings = replace(settings, fit=replace(settings.fit, steps=steps))
         config.write(settings, path)  # else a second --resume would end where the first run did
     return settings
+
+
+def _reports(folder: Path) -> list[dict]:
+    path = folder / METRICS
+    return journal.read(path) if path.is_file() else []
 
 
 def _restore(run: Run, folder: Path, facts: dict[str, str]) -> tuple[float, int]:
@@ -304,7 +329,8 @@ def _restore(run: Run, folder: Path, facts: dict[str, str]) -> tuple[float, int]
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    with suppress(BrokenPipeError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -313,7 +339,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if settings.resume and (more := sorted(given - {"resume", "fit.steps"})):
             raise ValueError(
                 f"--resume goes on as the run was started, so only --steps may be given with it, "
-                f"got {', '.join(more)}"
+                f"got {', '.join('--' + name.rpartition('.')[2].replace('_', '-') for name in more)}"
             )
         steps = settings.fit.steps if "fit.steps" in given else None
         for depth, score in train(settings, steps).items():

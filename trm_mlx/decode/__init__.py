@@ -1,1 +1,1 @@
-"""Turns logits into text: pick a token, stream, batch, beam, speculate, constrain."""
+"""Turns logits into text: how a token is picked, and how a text streams."""
