@@ -331,8 +331,8 @@ def explain(error: BaseException) -> str:
 def door(program: str) -> Generator[None]:
     """Turn an expected error into one line on stderr and an exit status; a bug keeps its traceback.
 
-    Exits with 2 if asked wrongly (ValueError, FileNotFoundError), 1 if the work failed (other errors below), 130 after
-    Ctrl-C, 0 if the reader of a pipe has read enough. TRM_MLX_TRACEBACK=1 lets every traceback through.
+    Exits with 2 if asked wrongly (ValueError, FileNotFoundError), 1 if the work failed (other errors below), 130
+    after Ctrl-C, 0 if the reader of a pipe has read enough. TRM_MLX_TRACEBACK=1 lets every traceback through.
     """
     try:
         yield
