@@ -13,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 demo: $(VENV)/.demo
 	@$(BIN)/python -m trm_mlx doctor
 	@echo
-	$(BIN)/python -m trm_mlx.generate --prompt "Once upon a time" --max-tokens 200
+	$(BIN)/python -m trm_mlx.generate --prompt "One morning the little fox" --temperature 0.7 --repetition-penalty 1.1 --seed 1
 
 test: $(VENV)/.test
 	$(BIN)/ruff format --check .

@@ -333,3 +333,18 @@ def test_halves_stay_halves_and_near_the_whole(tiny, forms, dtype):
         half = model(IDS)
     assert half.dtype == dtype
     assert close(half.astype(mx.float32), whole, 0.01 if dtype == mx.float16 else 0.06)
+
+
+def test_model_does_not_look_further_than_it_was_trained_to():
+    shape = ModelConfig(context=64)
+    assert shape.trained_at(64) == shape
+    assert shape.trained_at(16) == dataclasses.replace(shape, window=16)
+    assert dataclasses.replace(shape, window=8).trained_at(16).window == 8
+    assert dataclasses.replace(shape, window=32).trained_at(16).window == 16
+    assert dataclasses.replace(shape, position="learned").trained_at(16).context == 16
+    alibi = dataclasses.replace(shape, position="alibi")
+    assert alibi.trained_at(16) == alibi
+
+
+def test_window_of_the_trained_length_changes_nothing_at_that_length(tiny):
+    assert close(tiny(window=30)(IDS), tiny()(IDS), 1e-6)

@@ -170,6 +170,7 @@ def start(settings: TrainConfig) -> None:
         raise ValueError(f"{folder} must be a new folder; go on with --resume {folder}, or choose another --out")
     if not settings.data:
         raise ValueError("--data must name the text to train on: files, folders or globs of .txt or .jsonl")
+    settings = replace(settings, model=settings.model.trained_at(settings.fit.length))
     shape, aside = settings.model, folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     data.find([source for source in (*settings.data, *settings.held_out_data) if not source.startswith("hub:")])
     try:
@@ -183,8 +184,7 @@ def start(settings: TrainConfig) -> None:
                 f"the tokenizer must have the model's {shape.vocabulary} tokens, got {tokenizer.vocabulary}; "
                 f"try --vocabulary {tokenizer.vocabulary}"
             )
-        model = TinyRecursiveLM(shape, settings.fit.seed)
-        weights = named(model.parameters())
+        weights = named(TinyRecursiveLM(shape, settings.fit.seed).parameters())
         checkpoint.save(aside, shape, tokenizer, weights, mx.float32)
         corpus = data.prepare(
             settings.data,
@@ -195,11 +195,10 @@ def start(settings: TrainConfig) -> None:
             seed=settings.fit.seed,
             report=lambda documents, tokens: _say(f"reading  documents {documents}  tokens {tokens}"),
         )
-        if corpus.train.tokens <= settings.fit.length:
-            raise ValueError(
-                f"the training text must have more than {settings.fit.length} tokens, got {corpus.train.tokens}; "
-                f"give more text or a shorter --length"
-            )
+        held, needed = corpus.train.tokens, settings.fit.length
+        if held <= needed:
+            line = f"the training text must have more than {needed} tokens, got {held}"
+            raise ValueError(f"{line}; give more text or a shorter --length")
         config.write(replace(settings, out=folder), aside / SETTINGS)
         folder.parent.mkdir(parents=True, exist_ok=True)
         os.replace(aside, folder)
@@ -209,7 +208,8 @@ def start(settings: TrainConfig) -> None:
     _say(f"corpus  documents {train_.documents} + {held.documents} held out  tokens {train_.tokens} + {held.tokens}")
     stored, effective = shape.stored_parameters(), shape.effective_parameters()
     epochs = settings.fit.steps * settings.fit.tokens_per_step / train_.tokens
-    _say(f"model  stored {stored}  effective {effective}  passes {shape.depth}  epochs {epochs:.2f}")
+    seen = f"context {shape.context}  window {shape.window or 'all'}"
+    _say(f"model  stored {stored}  effective {effective}  passes {shape.depth}  {seen}  epochs {epochs:.2f}")
 
 
 def finish(folder: Path, settings: TrainConfig) -> dict[int, objectives.Score]:
@@ -239,10 +239,10 @@ def sample_text(model: TinyRecursiveLM, tokenizer: Tokenizer, settings: TrainCon
     """A text that begins with the sample prompt."""
     if settings.fit.objective != "causal":
         return "(a masked model does not write)"
-    prompt = [tokenizer.bos, *tokenizer.encode(settings.sample_prompt)]
+    prompt = [tokenizer.bos, *tokenizer.encode(settings.sample_prompt)][: max(1, model.config.context // 2)]
     length = StreamConfig(max_tokens=100, depth=most_passes(settings.fit, step, model.config.depth))
     written = events(model, tokenizer, prompt, length, SamplingConfig(seed=step))
-    return settings.sample_prompt + "".join(event.text for event in written)
+    return tokenizer.decode(prompt) + "".join(event.text for event in written)
 
 
 @contextmanager
