@@ -23,7 +23,7 @@ from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_unflatten
 
-from trm_mlx import config
+from trm_mlx import config, files
 from trm_mlx.model import ModelConfig, TinyRecursiveLM, named
 from trm_mlx.tokenizer import Tokenizer
 
@@ -72,8 +72,8 @@ def save(
     shutil.rmtree(aside, ignore_errors=True)  # of a killed process that had this one's number
     try:
         aside.mkdir()
-        write_bytes(aside / CONFIG, document.encode())
-        write_bytes(aside / TOKENIZER, tokenizer.bytes)
+        files.replace(aside / CONFIG, document.encode())
+        files.replace(aside / TOKENIZER, tokenizer.bytes)
         write_arrays(aside / MODEL, arrays, owners)
         os.replace(aside, folder)
     finally:
@@ -204,28 +204,6 @@ def check_shapes(path: Path, expected: Mapping[str, tuple[int, ...]], arrays: Ma
             raise ValueError(f"{path}: {name!r} must be {expected[name]}, got {arrays[name].shape}")
 
 
-def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
-    """Replace a file by these bytes in one step; after a crash it is the old one or the new."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-        entry = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(entry)  # the rename itself
-        finally:
-            os.close(entry)
-    except OSError as error:
-        error.filename = str(path)  # a failed write does not name its file
-        raise
-    finally:
-        beside.unlink(missing_ok=True)
-
-
 def write_arrays(path: Path, arrays: Mapping[str, mx.array], facts: Mapping[str, str]) -> None:
     """Write a safetensors file whose metadata holds the facts and the sha256 of the data.
 
@@ -248,7 +226,7 @@ def write_arrays(path: Path, arrays: Mapping[str, mx.array], facts: Mapping[str,
         start += array.nbytes
     content = json.dumps({"__metadata__": {**facts, "sha256": hashed.hexdigest()}, **header}).encode()
     content += b" " * (-len(content) % 8)
-    write_bytes(path, struct.pack("<Q", len(content)), content, *data)
+    files.replace(path, struct.pack("<Q", len(content)), content, *data)
 
 
 def read_arrays(path: Path, numbers: int | None = None) -> tuple[dict[str, mx.array], dict[str, str]]:

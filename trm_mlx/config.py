@@ -26,6 +26,8 @@ from reprlib import repr as shown  # cuts what is long
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from trm_mlx import files
+
 Settings = TypeVar("Settings")
 
 FILE_BYTES = 1 << 20  # a larger settings file is a mistake or an attack
@@ -199,18 +201,8 @@ def read(cls: type[Settings], path: Path) -> Settings:
 
 def write(settings: Any, path: Path) -> None:
     """Write settings as JSON; after a crash `path` holds the old content or the new, never half."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(json.dumps(to_json(settings), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError as error:
-        error.filename = str(path)  # a failed write does not name its file
-        raise
-    finally:
-        beside.unlink(missing_ok=True)
+    text = json.dumps(to_json(settings), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    files.replace(path, text.encode())
 
 
 class Parser(argparse.ArgumentParser):

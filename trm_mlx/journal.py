@@ -23,6 +23,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from trm_mlx import files
+
 REPORTS = ("step", "evaluate", "sample", "save", "done")  # other kinds go to the file alone
 BAR = 10  # cells of the live bar
 SMOOTH = 0.7  # of the plotted loss: the share that stays of what came before
@@ -198,18 +200,7 @@ def cut(path: Path, step: float) -> None:
     kept = b"".join(whole_lines(path)[: next(past, None)])
     if len(kept) == path.stat().st_size:
         return
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as file:
-            file.write(kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError as error:
-        error.filename = str(path)
-        raise
-    finally:
-        beside.unlink(missing_ok=True)
+    files.replace(path, kept)
 
 
 def plot(path: Path, out: Path, title: str) -> Path | None:
