@@ -73,6 +73,20 @@ def test_threads_come_from_one_variable():
 
 
 @linux
+def test_large_arrays_reuse_memory_instead_of_faulting_it_in_again():
+    code = """
+import trm_mlx, mlx.core as mx, resource
+x = mx.zeros((3000, 4096)); mx.eval(x)
+for _ in range(2): mx.eval(x + 1)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10): mx.eval(x + 1)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    (faults,), _ = python(code)
+    assert int(faults) < 3000, "each of the ten arrays has 12,000 pages"
+
+
+@linux
 def test_products_are_right_with_the_blas_in_place():
     code = """
 import trm_mlx, mlx.core as mx, numpy as np

@@ -44,6 +44,7 @@ def prepare() -> None:
             file=sys.stderr,
         )
         return
+    _keep_memory()
     threads = os.environ.get("TRM_MLX_THREADS")
     put = os.environ.__setitem__ if threads else os.environ.setdefault
     for name in ("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
@@ -64,6 +65,15 @@ def prepare() -> None:
         f"{cure()}",
         file=sys.stderr,
     )
+
+
+def _keep_memory() -> None:
+    """Let glibc keep what MLX frees. It would give every array above 32 MiB back to the system at once, and faulting
+    the next one's pages in costs more than most operations on them."""
+    adjust = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    if adjust:
+        adjust(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD of malloc.h: the largest int
+        adjust(-3, 1 << 30)  # M_MMAP_THRESHOLD
 
 
 def candidates() -> list[str]:
