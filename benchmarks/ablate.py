@@ -1,104 +1,131 @@
 """One setting, several values, several seeds: what each does to quality and to training speed.
 
-    python benchmarks/ablate.py --setting model.feed_forward --values relu2 swiglu --data stories.jsonl --seeds 0 1 2
+    python benchmarks/ablate.py --setting model.feed_forward --values relu2 swiglu --data stories.jsonl \
+        --held-out-data held-out.jsonl
+    python benchmarks/ablate.py --report
 
 Seeds run one after another with all values side by side in time, so that a machine that speeds up or slows down does
-it to all of them. Differences are paired by seed: same data order, same held-out text.
+it to all of them. Differences are paired by seed: same data order, same held-out text. Each run is one line of the
+results file; runs that are there already are not made again.
 """
 
 import json
-import math
-import statistics
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from statistics import fmean, median
+from typing import Annotated, Any
 
-from trm_mlx import config, journal
-from trm_mlx.train import TrainConfig, train
+from trials import Records, Text, TextConfig, mean_and_error, place, run
+
+from trm_mlx import config
+from trm_mlx.loop import FitConfig
+from trm_mlx.model import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What one run trains: the tables `model` and `fit` of a settings file."""
+
+    model: ModelConfig = field(default_factory=lambda: ModelConfig.PRESETS["nano"])
+    fit: FitConfig = field(default_factory=lambda: FitConfig(steps=300, batch=8))
 
 
 @dataclass(frozen=True, kw_only=True)
 class AblateConfig:
-    """Train with each value of one setting, and compare quality and speed."""
+    """Train with each value of a setting, and compare quality and speed."""
 
-    setting: Annotated[str, "what to change, as in a settings file: model.feed_forward, fit.optimizer, ..."]
-    values: Annotated[tuple[str, ...], "its values, the one to compare with first; JSON, or a word"]
+    setting: Annotated[
+        tuple[str, ...], "what to change, as in a settings file: model.feed_forward, fit.rate, ..."
+    ] = ()
+    values: Annotated[
+        tuple[str, ...], "its values, the one to compare with first; JSON, or a word; of several settings 'A,B'"
+    ] = ()
     seeds: Annotated[tuple[int, ...], "seeds of weights and data order"] = (0, 1, 2)
-    json: Annotated[bool, "print one JSON object"] = False
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(sample_every=0, dtype="float32"))
+    results: Annotated[Path, "file that keeps a line for each run"] = Path("docs/ablations.jsonl")
+    report: Annotated[bool, "train nothing: print the tables of the results"] = False
+    text: TextConfig = field(default_factory=TextConfig)
+    trial: Trial = field(default_factory=Trial)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """One run: held-out bits per byte at full depth, median tokens a second of its steps at full depth."""
+def changed(trial: Trial, settings: Sequence[str], value: str) -> Trial:
+    """The trial with settings replaced, checked as in a settings file.
 
-    value: str
-    seed: int
-    bits_per_byte: float
-    tokens_per_s: float
-
-
-def changed(settings: TrainConfig, setting: str, value: str) -> TrainConfig:
-    """The settings with one of them replaced, checked as in a settings file."""
-    record, (*tables, key) = config.to_json(settings), setting.split(".")
-    table = record
-    for name in tables:
-        table = table.get(name, {})
-    try:
-        table[key] = json.loads(value)
-    except ValueError:
-        table[key] = value
-    return config.from_json(TrainConfig, record, f"--setting {setting}")
+    Raises:
+        ValueError: no such setting, not a value for it, or not as many values as settings.
+    """
+    record, parts = config.to_json(trial), value.split(",")
+    if len(parts) != len(settings):
+        raise ValueError(f"--values must give {len(settings)} with commas between, got {value!r}")
+    for setting, part in zip(settings, parts, strict=True):
+        table, _, key = setting.partition(".")
+        if key not in record.get(table, {}):
+            raise ValueError(f"--setting must be model.NAME or fit.NAME, got {setting!r}")
+        try:
+            record[table][key] = json.loads(part)
+        except ValueError:
+            record[table][key] = part
+    return config.from_json(Trial, record, f"--setting {' '.join(settings)}")
 
 
-def measure(settings: AblateConfig, value: str, seed: int, folder: Path) -> Result:
-    """Train once."""
-    one = replace(settings.train, out=folder, fit=replace(settings.train.fit, seed=seed))
-    one = changed(one, settings.setting, value)
-    scores = train(one)
-    steps = [each for each in journal.read(folder / "metrics.jsonl") if each["kind"] == "step"]
-    speeds = [each["tokens_per_s"] for each in steps if each["depth"] == one.model.depth]
-    bits = scores[one.model.depth].bits_per_byte
-    return Result(value=value, seed=seed, bits_per_byte=bits, tokens_per_s=statistics.median(speeds or [math.nan]))
+def ablate(settings: AblateConfig) -> None:
+    """Run what is not recorded yet."""
+    if not settings.setting or not settings.values:
+        raise ValueError("--setting and --values must say what to compare; --report prints what is recorded")
+    records, base = Records(settings.results), config.to_json(settings.trial)
+    texts: dict[int, Text] = {}
+    for seed in settings.seeds:
+        for value in settings.values:
+            facts = {"setting": ",".join(settings.setting), "value": value, "seed": seed, "base": base}
+            if records.has(**facts):
+                continue
+            trial = changed(settings.trial, settings.setting, value)
+            fitting, shape = replace(trial.fit, seed=seed), trial.model
+            if shape.vocabulary not in texts:
+                texts[shape.vocabulary] = Text(settings.text, shape.vocabulary)
+            text = texts[shape.vocabulary]
+            model, cost = run(text, shape, fitting, f"{value}, seed {seed}")
+            elastic = fitting.depth_schedule.endswith("random") or fitting.exit_weight > 0
+            served = range(1 if elastic else shape.depth, shape.depth + 1)
+            depths = {str(depth): text.score(model, fitting.length, depth) for depth in served}
+            records.add({"kind": "ablation", **facts, "depths": depths, **cost, **place()})
+            print(f"{value}  seed {seed}  {depths}", file=sys.stderr, flush=True)
 
 
-def spread(values: Sequence[float]) -> str:
-    """Mean and standard error."""
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return f"{statistics.fmean(values):+.4f} +- {error:.4f}"
-
-
-def ablate(settings: AblateConfig) -> list[Result]:
-    """Train with each value and seed."""
-    results = []
-    with tempfile.TemporaryDirectory() as work:
-        for seed in settings.seeds:
-            for value in settings.values:
-                results.append(measure(settings, value, seed, Path(work) / f"{value}-{seed}"))
-                print(config.to_json(results[-1]), file=sys.stderr, flush=True)
-    return results
+def report(path: Path) -> str:
+    """A table in Markdown for each setting: bits per byte at each depth, difference from the first value, speed."""
+    studies: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}
+    for line in Records(path).lines:
+        study = studies.setdefault(json.dumps([line["setting"], line["base"]]), {})
+        study.setdefault(line["value"], {})[line["seed"]] = line
+    out = []
+    for key, values in studies.items():
+        setting, base = json.loads(key)
+        shape, fitting = base["model"], base["fit"]
+        size = f"width {shape['width']}, vocabulary {shape['vocabulary']}, {fitting['steps']} steps"
+        out += [f"### {setting} ({size})", "", f"| {setting} | seeds | bits per byte | difference | speed |"]
+        out.append("| --- | --- | --- | --- | --- |")
+        first = next(iter(values.values()))
+        for value, runs in values.items():
+            both = [seed for seed in runs if seed in first]
+            last = {seed: list(line["depths"].values())[-1] for seed, line in runs.items()}
+            compared = [last[seed] - list(first[seed]["depths"].values())[-1] for seed in both]
+            difference, error = mean_and_error(compared) if both else (float("nan"),) * 2
+            speed = median(runs[seed]["tokens_per_s"] / first[seed]["tokens_per_s"] for seed in both) if both else 0
+            columns = zip(*(line["depths"].values() for line in runs.values()), strict=True)
+            bits = " / ".join(f"{fmean(column):.4f}" for column in columns)
+            out.append(f"| {value} | {len(runs)} | {bits} | {difference:+.4f} +- {error:.4f} | {speed:.2f}x |")
+        out.append("")
+    return "\n".join(out)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     settings = config.parse(AblateConfig, argv, program="benchmarks/ablate.py")
     with config.door("benchmarks/ablate.py"):
-        results = ablate(settings)
-        if settings.json:
-            print(json.dumps([config.to_json(each) for each in results]))
-            return
-        first = {each.seed: each for each in results if each.value == settings.values[0]}
-        for value in settings.values:
-            runs = [each for each in results if each.value == value]
-            bits = [each.bits_per_byte for each in runs]
-            gain = [each.bits_per_byte - first[each.seed].bits_per_byte for each in runs]
-            speed = [each.tokens_per_s / first[each.seed].tokens_per_s for each in runs]
-            print(
-                f"{settings.setting}={value}  bits_per_byte {statistics.fmean(bits):.4f}  difference {spread(gain)}  "
-                f"speed {statistics.median(speed):.2f}x ({min(speed):.2f} to {max(speed):.2f})"
-            )
+        if not settings.report:
+            ablate(settings)
+        print(report(settings.results))
 
 
 if __name__ == "__main__":

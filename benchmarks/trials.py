@@ -1,0 +1,128 @@
+"""Training runs that are compared: one text prepared once, one line of JSON a run, so a study can stop and go on."""
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+
+from trm_mlx import data, journal, objectives
+from trm_mlx.loop import FitConfig, Run, fit, passes
+from trm_mlx.model import ModelConfig, TinyRecursiveLM
+from trm_mlx.tokenizer import Tokenizer
+
+# isort: split
+import mlx.core as mx
+from mlx.utils import tree_unflatten
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """The text that runs learn from and are scored on."""
+
+    data: Annotated[tuple[str, ...], "files, folders or globs of .txt or .jsonl"] = ()
+    held_out_data: Annotated[tuple[str, ...], "text to score on"] = ()
+    tokenizer: Annotated[Path | None, "use this tokenizer.model; none: learn one from the data"] = None
+    work: Annotated[Path, "folder that keeps the tokenized text between runs"] = Path("runs/trials")
+    score_tokens: Annotated[int, "most held-out tokens scored"] = 65_536
+
+
+class Text:
+    """Tokenized text of one vocabulary, made at first use and kept in the work folder."""
+
+    def __init__(self, settings: TextConfig, vocabulary: int) -> None:
+        if not settings.data or not settings.held_out_data:
+            raise ValueError("--data and --held-out-data must name the text to train on and to score on")
+        folder = settings.work / f"text-{vocabulary}"
+        if not folder.exists():
+            print(f"preparing {folder}", file=sys.stderr)
+            if settings.tokenizer:
+                made = Tokenizer.load(settings.tokenizer)
+            else:
+                made = Tokenizer.train((each.text for each in data.documents(settings.data)), vocabulary)
+            data.prepare(settings.data, made, folder, held_out_sources=settings.held_out_data)
+        self.corpus = data.Corpus.load(folder)
+        self.tokenizer = Tokenizer.load(self.corpus.tokenizer_path)
+        if self.tokenizer.vocabulary != vocabulary:
+            raise ValueError(f"the tokenizer must have {vocabulary} tokens, got {self.tokenizer.vocabulary}")
+        self.score_tokens = settings.score_tokens
+
+    def task(self, batch: mx.array) -> objectives.Task:
+        return objectives.causal(batch, self.tokenizer.pad)
+
+    def score(self, model: TinyRecursiveLM, length: int, depth: int) -> float:
+        """Bits per byte of the held-out text."""
+        tokens = data.read_tokens(self.corpus.held_out_path)[: self.score_tokens + 1]
+        windows = data.held_out_windows(tokens, length)
+        parts = objectives.score_windows(model, windows, self.tokenizer.byte_lengths, self.task, depth)
+        return objectives.score(parts).bits_per_byte
+
+
+def run(text: Text, shape: ModelConfig, fitting: FitConfig, label: str) -> tuple[TinyRecursiveLM, dict[str, Any]]:
+    """A trained model, ready to use, and what its training cost."""
+    batches = data.Batches(text.corpus.train_path, window=fitting.length, batch=fitting.batch, seed=fitting.seed)
+    training = Run(TinyRecursiveLM(shape.trained_at(fitting.length), fitting.seed), fitting)
+    began, speeds = time.perf_counter(), {}
+    for step in fit(training, lambda number: mx.array(batches[number]), text.task):
+        speeds.setdefault(step.depth, []).append(step.tokens / step.seconds)
+        if step.step % 100 == 0:
+            print(f"{label}  step {step.step}/{fitting.steps}  loss {step.loss:.3f}", file=sys.stderr, flush=True)
+    model = training.model
+    model.update(tree_unflatten(list(training.weights().items())) if training.averages else {})
+    model.eval()
+    cost = {
+        "tokens": fitting.steps * fitting.tokens_per_step,
+        "stored_parameters": shape.stored_parameters(),
+        "training_flops": work(shape, fitting),
+        "seconds": round(time.perf_counter() - began, 1),
+        "tokens_per_s": round(float(np.median(speeds[max(speeds)]))),
+    }
+    return model, cost
+
+
+def work(shape: ModelConfig, fitting: FitConfig) -> int:
+    """Floating-point operations of the matrix products of a whole training run: three times those forward."""
+    each = {depth: shape.flops_per_token(depth, fitting.length // 2) for depth in range(1, shape.depth + 1)}
+    steps = range(1, fitting.steps + 1)
+    return 3 * fitting.tokens_per_step * sum(each[passes(fitting, step, shape.depth)] for step in steps)
+
+
+class Records:
+    """Lines of JSON in a file, one a run, written as soon as it ends."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: list[dict[str, Any]] = journal.read(path) if path.exists() else []
+
+    def has(self, **facts: Any) -> bool:
+        """Whether a run with these facts is recorded."""
+        return any(all(line.get(name) == value for name, value in facts.items()) for line in self.lines)
+
+    def add(self, line: dict[str, Any]) -> None:
+        self.lines.append(line)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def place() -> dict[str, str]:
+    """Commit, machine and versions, for a record."""
+    root = Path(__file__).parent
+    asked = subprocess.run(
+        ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True
+    )
+    return {"commit": asked.stdout.strip() or "unknown", "machine": platform.machine(), "mlx": version("mlx")}
+
+
+def mean_and_error(values: Iterable[float]) -> tuple[float, float]:
+    """Mean, and its standard error."""
+    values = np.array(list(values))
+    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+    return float(values.mean()), float(error)
