@@ -63,6 +63,17 @@ def test_generate_gives_what_the_events_add_up_to(loaded):
     assert (reply.reason, reply.prompt_tokens) == (found[-1].reason, len(ids))
 
 
+def test_chat_gives_the_prompt_as_a_users_message_and_prints_only_the_reply(folder, loaded, capsys):
+    model, tokenizer = loaded
+    ids = [tokenizer.bos, tokenizer.user, *tokenizer.encode(PROMPT), tokenizer.end, tokenizer.assistant]
+    found = events(model, tokenizer, ids, StreamConfig(max_tokens=9), SamplingConfig(seed=4))
+    reply = generate(*loaded, PROMPT, chat=True, max_tokens=9, seed=4)
+    assert reply.tokens == tuple(event.token for event in found)
+    assert reply.tokens != generate(*loaded, PROMPT, max_tokens=9, seed=4).tokens
+    flags = ("--model", folder, "--prompt", PROMPT, "--chat", "--max-tokens", 9, "--seed", 4)
+    assert printed(capsys, *flags) == reply.text + "\n"
+
+
 def test_an_empty_prompt_begins_a_text(loaded):
     assert generate(*loaded, "", max_tokens=3).prompt_tokens == 1
 

@@ -25,6 +25,7 @@ class GenerateConfig:
     prompt: Annotated[str | None, "how the text begins; none: from --prompt-file or standard input"] = None
     prompt_file: Annotated[Path | None, "file to read the prompt from, - for standard input"] = None
     model: Annotated[Path, "model folder"] = PRETRAINED
+    chat: Annotated[bool, "give the prompt as a user's message, and print only the reply"] = False
     json: Annotated[bool, "print one JSON object when done, instead of streaming text"] = False
     stream: StreamConfig = field(default_factory=StreamConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -34,11 +35,14 @@ class GenerateConfig:
             raise ValueError("give --prompt or --prompt-file, not both")
 
 
-def generate(model: TinyRecursiveLM, tokenizer: Tokenizer, prompt: str, **options: Any) -> Reply:
+def generate(
+    model: TinyRecursiveLM, tokenizer: Tokenizer, prompt: str, *, chat: bool = False, **options: Any
+) -> Reply:
     """A whole text that goes on from a prompt.
 
     Args:
         prompt: how it begins; may be empty.
+        chat: the prompt is a user's message, to be replied to; for models trained on such.
         options: fields of `StreamConfig` and `SamplingConfig`: max_tokens, depth, stop, temperature, top_k, ...
 
     Raises:
@@ -48,16 +52,22 @@ def generate(model: TinyRecursiveLM, tokenizer: Tokenizer, prompt: str, **option
     if unknown := options.keys() - split[0] - split[1]:
         raise ValueError(f"unknown option {sorted(unknown)[0]!r}; known are {', '.join(sorted(split[0] | split[1]))}")
     how, choice = ({name: options[name] for name in names & options.keys()} for names in split)
-    timed = _timed(model, tokenizer, prompt, StreamConfig(**how), SamplingConfig(**choice))
+    timed = _timed(model, tokenizer, prompt, chat, StreamConfig(**how), SamplingConfig(**choice))
     for _ in timed:
         pass
     return timed.reply()
 
 
 def _timed(
-    model: TinyRecursiveLM, tokenizer: Tokenizer, prompt: str, stream: StreamConfig, sampling: SamplingConfig
+    model: TinyRecursiveLM,
+    tokenizer: Tokenizer,
+    prompt: str,
+    chat: bool,
+    stream: StreamConfig,
+    sampling: SamplingConfig,
 ) -> Timed:
-    ids = [tokenizer.bos, *tokenizer.encode(prompt)]
+    message = {"role": "user", "content": prompt}
+    ids = [tokenizer.bos, *(tokenizer.chat([message], reply=True) if chat else tokenizer.encode(prompt))]
     return Timed(events(model, tokenizer, ids, stream, sampling), len(ids))
 
 
@@ -92,8 +102,8 @@ def run(settings: GenerateConfig) -> Reply:
 
     prompt = read_prompt(settings)
     model, tokenizer = checkpoint.load(settings.model)
-    timed = _timed(model, tokenizer, prompt, settings.stream, settings.sampling)
-    before = prompt  # written with the first token, so that nothing is when there is none
+    timed = _timed(model, tokenizer, prompt, settings.chat, settings.stream, settings.sampling)
+    before = "" if settings.chat else prompt  # written with the first token, so that nothing is when there is none
     try:
         for event in timed:
             if not settings.json:
