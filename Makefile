@@ -1,4 +1,5 @@
-# Everything from nothing: `make demo` sets up and writes a story, `make test` sets up and checks the project.
+# Everything from nothing: `make demo` sets up and writes a story, `make train-demo` sets up and trains a model to write
+# like a book, `make test` sets up and checks the project.
 # PYTHON chooses the interpreter (3.10 or later), VENV the folder of the environment.
 
 SHELL := /bin/bash
@@ -8,12 +9,23 @@ PYTHON ?= $(shell for each in python3.13 python3.12 python3.11 python3.10 python
 	$$each -c 'import sys; raise SystemExit(sys.version_info < (3, 10))' 2>/dev/null && echo $$each && break; done)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test setup clean
+ALICE := runs/alice
+ALICE_SETTINGS := --data docs/alice.txt --preset nano --vocabulary 2048 --length 128 --batch 8 --steps 400 \
+	--dropout 0.3 --weight-decay 0.3 --evaluate-every 100 --sample-every 100 --sample-prompt "Alice"
+
+.PHONY: demo train-demo test setup clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/python -m trm_mlx doctor
 	@echo
 	$(BIN)/python -m trm_mlx.generate --prompt "One morning the little fox" --temperature 0.7 --repetition-penalty 1.1 --seed 1
+
+# A run that is there, whole or stopped by Ctrl-C, is gone on with; only its owner removes it. docs/alice.txt is
+# Alice's Adventures in Wonderland by Lewis Carroll, 1865, in the public domain; see docs/choices.md for the settings.
+train-demo: $(VENV)/.demo
+	@[ ! -e $(ALICE) ] || echo "going on with $(ALICE), which is there already; for a new run, first: rm -r $(ALICE)"
+	$(BIN)/python -m trm_mlx.train $(if $(wildcard $(ALICE)),--resume $(ALICE),--out $(ALICE) $(ALICE_SETTINGS))
+	$(BIN)/python -m trm_mlx.generate --model $(ALICE) --prompt "Alice" --temperature 0.6 --seed 1
 
 test: $(VENV)/.test
 	$(BIN)/ruff format --check .
