@@ -10,8 +10,8 @@ PYTHON ?= $(shell for each in python3.13 python3.12 python3.11 python3.10 python
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 ALICE := runs/alice
-ALICE_SETTINGS := --data docs/alice.txt --preset nano --vocabulary 2048 --length 128 --batch 8 --steps 400 \
-	--dropout 0.3 --weight-decay 0.3 --evaluate-every 100 --sample-every 100 --sample-prompt "Alice"
+ALICE_SETTINGS := --data docs/alice.txt --preset nano --vocabulary 2048 --length 128 --batch 8 --steps 300 \
+	--dropout 0.1 --weight-decay 0.5 --evaluate-every 100 --sample-every 100 --sample-prompt "Alice"
 
 .PHONY: demo train-demo test setup clean
 
@@ -25,7 +25,7 @@ demo: $(VENV)/.demo
 train-demo: $(VENV)/.demo
 	@[ ! -e $(ALICE) ] || echo "going on with $(ALICE), which is there already; for a new run, first: rm -r $(ALICE)"
 	$(BIN)/python -m trm_mlx.train $(if $(wildcard $(ALICE)),--resume $(ALICE),--out $(ALICE) $(ALICE_SETTINGS))
-	$(BIN)/python -m trm_mlx.generate --model $(ALICE) --prompt "Alice" --temperature 0.6 --seed 1
+	$(BIN)/python -m trm_mlx.generate --model $(ALICE) --prompt "Alice" --temperature 0.6 --repetition-penalty 1.1 --seed 2
 
 test: $(VENV)/.test
 	$(BIN)/ruff format --check .
