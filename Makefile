@@ -25,7 +25,7 @@ demo: $(VENV)/.demo
 train-demo: $(VENV)/.demo
 	@[ ! -e $(ALICE) ] || echo "going on with $(ALICE), which is there already; for a new run, first: rm -r $(ALICE)"
 	$(BIN)/python -m trm_mlx.train $(if $(wildcard $(ALICE)),--resume $(ALICE),--out $(ALICE) $(ALICE_SETTINGS))
-	$(BIN)/python -m trm_mlx.generate --model $(ALICE) --prompt "Alice" --temperature 0.6 --repetition-penalty 1.1 --seed 2
+	$(BIN)/python -m trm_mlx.generate --model $(ALICE) --prompt "Alice" --temperature 0.5 --repetition-penalty 1.1 --seed 4
 
 test: $(VENV)/.test
 	$(BIN)/ruff format --check .

@@ -63,7 +63,7 @@ class ScoreConfig:
     prompts_file: Annotated[Path, "held_out.jsonl that pairs made"]
     model: Annotated[Path, "model folder, tuned on the pairs"]
     base: Annotated[Path | None, "model folder that gets the same prompts as plain text, to compare"] = None
-    prompts: Annotated[int, "prompts to write from, the first ones of the file"] = 100
+    prompts: Annotated[int, "prompts to write from, spread evenly over the file"] = 100
     json: Annotated[bool, "print one JSON object"] = False
     stream: StreamConfig = field(default_factory=lambda: StreamConfig(max_tokens=220))
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -192,7 +192,8 @@ def score(settings: ScoreConfig, say: Callable[[str], None] = lambda line: None)
         ValueError: the file holds too few prompts of pairs.
     """
     with settings.prompts_file.open(encoding="utf-8") as file:
-        records = [record for line in file if "words" in (record := json.loads(line))][: settings.prompts]
+        records = [record for line in file if "words" in (record := json.loads(line))]
+    records = records[:: max(1, len(records) // settings.prompts)][: settings.prompts]  # of many stories
     if len(records) < 2:
         raise ValueError(f"{settings.prompts_file} must hold 2 prompts with their words, got {len(records)}")
     shares = {}
