@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+import torch  # ty: ignore[import-not-found]
+import torch.nn.functional as F  # ty: ignore[import-not-found]
+from torch import Tensor  # ty: ignore[import-not-found]
 
 EPSILON = 1e-5
 

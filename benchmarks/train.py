@@ -31,6 +31,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_unflatten
 
+from trm_mlx.attention import attention
 from trm_mlx.loop import FitConfig, Run, fit, optimizer_for
 from trm_mlx.model import ModelConfig, TinyRecursiveLM, named
 from trm_mlx.tokenizer import Tokenizer
@@ -91,7 +92,7 @@ def theirs(settings: BenchConfig, start: dict[str, mx.array], batch: mx.array) -
         folder = Path(work)
         told = {"model": asdict(settings.model), "fit": asdict(settings.fit), "threads": 1}
         (folder / "model.json").write_text(json.dumps(told))
-        np.savez(folder / "weights.npz", **{name: np.array(array) for name, array in start.items()})
+        mx.savez(str(folder / "weights.npz"), **start)
         np.save(folder / "batch.npy", np.array(batch))
         command = [sys.executable, str(Path(__file__).with_name("torch_model.py")), work]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -145,7 +146,7 @@ def parts(settings: BenchConfig, run: Run) -> dict[str, float]:
             blocks * spent(lambda x, w: x @ w.T, draw((B, T, inputs)), draw((outputs, inputs)))
             for outputs, inputs in model.linears().values()
         ),
-        "attention": blocks * spent(lambda q, k, v: fused.attention(q, k, v, K**-0.5, None, model.window), *heads),
+        "attention": blocks * spent(lambda q, k, v: attention(q, k, v, K**-0.5, None, model.window), *heads),
         "query and key norms, RoPE": blocks * sum(spent(place, draw((B, T, n, K)), draw((K,))) for n in (H, N)),
         "activation": blocks * spent(feed, draw((B, T, hidden))),
         "norms and residuals": (2 * blocks + 1) * spent(lambda x, w: fused.rms(x, w, 1e-5), x, gain)
@@ -207,7 +208,7 @@ def machine() -> dict[str, str]:
     return {
         "trm_mlx": trm_mlx.__version__,
         "commit": commit(),
-        "mlx": mx.__version__,
+        "mlx": version("mlx"),
         "blas": Path(backend.blas or "MLX's own").name,
         "forms": fused.active(),
         "cpu": cpus[0] if cpus else platform.processor() or platform.machine(),
@@ -222,7 +223,7 @@ def bench(settings: BenchConfig) -> dict[str, object]:
     start = weights(model)
     model.update(tree_unflatten(list(start.items())))
     mx.eval(model.parameters())
-    found: dict[str, object] = machine()
+    found: dict[str, object] = {**machine()}
     reason = refused(settings.model, fitting)
     with theirs(settings, start, batch) if not reason else nullcontext() as their_step:
         steppers = {"ours": ours(settings, run := Run(model, fitting), batch)}

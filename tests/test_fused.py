@@ -24,24 +24,12 @@ def draw(*shape, scale=1.0, seed=0):
     return scale * mx.random.normal(shape, key=mx.random.key(seed))
 
 
-Q, K, V = draw(2, 4, 150, 16, seed=1), draw(2, 2, 150, 16, seed=2), draw(2, 2, 150, 16, seed=3)
-MASK = draw(2, 1, 150, 150, seed=4) > 0
-MASK[:, :, :, 0] = True
-ADDED = draw(1, 4, 150, 150, seed=5)
+Q, K = draw(2, 4, 150, 16, seed=1), draw(2, 2, 150, 16, seed=2)
 
 
-def test_exponential_is_close_to_exp_and_never_overflows():
-    x = mx.concatenate([mx.linspace(-90, 0, 100_001), mx.array([-1e30, -math.inf])])
-    assert farthest(fused.exponential(x), mx.exp(x)) < 4e-6
-    assert mx.isfinite(fused.exponential(mx.array([80.0]))).item()
-
-
-@pytest.mark.parametrize("scale", [0.1, 3.0, 50.0])
-def test_softmax_forms_agree(scale):
-    scores = draw(7, 33, scale=scale)
-    fast, plain = both(lambda: fused.softmax(scores))
-    assert farthest(fast, plain) < 1e-5
-    assert farthest(fast.sum(-1), mx.ones(7)) < 1e-5
+def test_exponential_is_close_to_exp_down_to_minus_infinity():
+    x = mx.concatenate([mx.linspace(-90, 0, 100_001), mx.array([-1e5, -1e30, -math.inf])])
+    assert farthest(fused.exponential(x), mx.exp(x)) < 3e-7
 
 
 @pytest.mark.parametrize("scale", [0.1, 3.0, 50.0, 1000.0])
@@ -80,37 +68,12 @@ def test_label_smoothing_spreads_the_target():
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"window": 40}, {"window": 1}, {"mask": MASK}, {"mask": ADDED}],
-    ids=lambda o: str(list(o)),
-)
-@pytest.mark.parametrize("queries", [150, 64, 65, 3, 1])
-def test_attention_forms_agree(options, queries):
-    if "mask" in options:
-        options = {"mask": options["mask"][:, :, -queries:]}
-    fast, plain = both(lambda: fused.attention(Q[:, :, -queries:], K, V, 0.25, **options))
-    assert farthest(fast, plain) < 1e-5
-
-
-def test_attention_is_a_softmax_of_products():
-    scores = (Q @ mx.repeat(K, 2, axis=1).swapaxes(-1, -2)) * 0.25
-    seen = mx.arange(150)[:, None] >= mx.arange(150)
-    expected = mx.softmax(mx.where(seen, scores, -math.inf), axis=-1) @ mx.repeat(V, 2, axis=1)
-    for found in both(lambda: fused.attention(Q, K, V, 0.25)):
-        assert farthest(found, expected) < 1e-5
-
-
-@pytest.mark.parametrize(
     ("name", "compute", "inputs"),
     [
-        ("softmax", lambda x: fused.softmax(x) * mx.arange(33), [draw(7, 33)]),
         ("swiglu", fused.swiglu, [draw(20, 16, scale=3), draw(20, 16, seed=1)]),
         ("relu_squared", fused.relu_squared, [draw(20, 16)]),
         ("cross_entropy", lambda x: fused.cross_entropy(x, mx.arange(7)), [draw(7, 33, scale=3)]),
         ("smoothed", lambda x: fused.cross_entropy(x, mx.arange(7), 0.2), [draw(7, 33, scale=3)]),
-        ("attention", lambda q, k, v: fused.attention(q, k, v, 0.25), [Q, K, V]),
-        ("window", lambda q, k, v: fused.attention(q, k, v, 0.25, window=40), [Q, K, V]),
-        ("masked", lambda q, k, v: fused.attention(q, k, v, 0.25, ADDED), [Q, K, V]),
     ],
 )
 def test_gradients_of_both_forms_agree(name, compute, inputs):

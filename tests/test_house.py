@@ -15,6 +15,7 @@ NOUNS = [  # in order: each may import the ones before it
     "corpus",
     "data",
     "shape",
+    "attention",
     "cache",
     "model",
     "objectives",

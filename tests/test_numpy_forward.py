@@ -11,7 +11,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 import trm_mlx
-from trm_mlx import checkpoint, fused
+from trm_mlx import attention, checkpoint, fused
 from trm_mlx.model import Mask, ModelConfig, TinyRecursiveLM
 from trm_mlx.tokenizer import Tokenizer
 
@@ -43,7 +43,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 IDS = [1, *(random.Random(0).randrange(320) for _ in range(69))]
 TEXT = "Once upon a time a tiny dog saw the big red ball and ran to it. The ball went away, but he was happy."
-assert len(IDS) > fused.QUERY_BLOCK
+assert len(IDS) > attention.QUERY_BLOCK
 
 
 @pytest.fixture(scope="module")

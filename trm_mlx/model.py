@@ -19,8 +19,8 @@ from mlx import nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from trm_mlx import fused, recompute
+from trm_mlx.attention import Mask, attention, visible_keys
 from trm_mlx.cache import Cache, Slot
-from trm_mlx.fused import Mask
 from trm_mlx.shape import LIMIT, ModelConfig
 
 EPSILON = 1e-5  # of every RMS normalisation; float16 cannot hold squares of much less
@@ -69,7 +69,7 @@ class Attention(nn.Module):
             self.key_norm = Norm(config.head_width)
 
     def __call__(self, x: mx.array, index: int, mask: mx.array | None, slot: Slot | None) -> mx.array:
-        """(B, T, D) -> (B, T, D); mask as in `fused.attention`."""
+        """(B, T, D) -> (B, T, D); mask as in `attention.attention`."""
         B, T, _ = x.shape
         H, N, K = self.heads, self.kv_heads, self.head_width
         qkv = self.qkv(x, index).reshape(B, T, H + 2 * N, K)
@@ -82,7 +82,7 @@ class Attention(nn.Module):
             q, k = fused.rope(q, self.rope_base, start), fused.rope(k, self.rope_base, start)
         if slot:
             k, v = slot.append(k, v)
-        y = fused.attention(q, k, v, 1 / math.sqrt(K), mask, self.window)
+        y = attention(q, k, v, 1 / math.sqrt(K), mask, self.window)
         return self.out(y.transpose(0, 2, 1, 3).reshape(B, T, H * K), index)
 
 
@@ -194,7 +194,7 @@ class TinyRecursiveLM(nn.Module):
             raise ValueError(f"this cache serves {cache.depth} passes and one exit, got {depth} and {len(ends)}")
         start = cache.length if cache else 0
         alibi = self.config.heads if self.config.position == "alibi" else 0
-        visible = fused.visible(ids.shape[1], start + ids.shape[1], mask, segments, self.config.window, alibi)
+        visible = visible_keys(ids.shape[1], start + ids.shape[1], mask, segments, self.config.window, alibi)
         x = self._embed(ids, start)
         keys = [None] * (depth + 2)
         if self.training and self.config.dropout:
