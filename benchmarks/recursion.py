@@ -8,7 +8,7 @@ Arms, all with the same blocks, tokens and data order unless their name says oth
     flat, more      one pass, trained on more tokens: equal training work
     untied          a core of its own for every pass: equal depth, more parameters
     trained at r    always r passes
-    elastic         any number of passes, growing during training: the default recipe, scored at each depth
+    elastic         the default recipe, which learns to be read after every pass; scored at each depth
 
 Each run is one line of the results file; runs that are there already are not made again.
 """
@@ -49,7 +49,7 @@ class RecursionConfig:
 
 def arms(shape: ModelConfig, fitting: FitConfig) -> dict[str, tuple[ModelConfig, FitConfig]]:
     """The models and trainings to compare, by name."""
-    flat, fixed = replace(shape, depth=1), replace(fitting, depth_schedule="fixed")
+    flat, fixed = replace(shape, depth=1), replace(fitting, depth_schedule="fixed", exit_weight=0.0)
     more = replace(fixed, steps=round(fitting.steps * work(shape, fitting) / work(flat, fixed)))
     trained_at = {f"trained at {depth}": (replace(shape, depth=depth), fixed) for depth in range(2, shape.depth + 1)}
     return {
@@ -80,7 +80,7 @@ def trial(text: Text, shape: ModelConfig, fitting: FitConfig, label: str) -> dic
     """One run: bits per byte at each depth it serves, and rounded, with the megabytes stored."""
     model, cost = run(text, shape, fitting, label)
     weights = model.parameters()
-    least = 1 if fitting.depth_schedule != "fixed" else shape.depth
+    least = 1 if fitting.exit_weight or fitting.depth_schedule != "fixed" else shape.depth
     depths = {str(depth): text.score(model, fitting.length, depth) for depth in range(least, shape.depth + 1)}
     sizes, bits_per_byte = {}, {}
     for bits in (16, 8, 4):

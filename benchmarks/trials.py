@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -89,7 +89,11 @@ def run(text: Text, shape: ModelConfig, fitting: FitConfig, label: str) -> tuple
 
 def work(shape: ModelConfig, fitting: FitConfig) -> int:
     """Floating-point operations of the matrix products of a whole training run: three times those forward."""
-    each = {depth: shape.flops_per_token(depth, fitting.length // 2) for depth in range(1, shape.depth + 1)}
+    length = fitting.length // 2
+    each = {depth: shape.flops_per_token(depth, length) for depth in range(1, shape.depth + 1)}
+    if fitting.exit_weight:  # each earlier exit runs the coda and the head once more
+        coda = replace(shape, coda=2 * shape.coda).flops_per_token(1, length) - each[1]
+        each = {depth: n + (depth - 1) * (coda + 2 * shape.vocabulary * shape.width) for depth, n in each.items()}
     steps = range(1, fitting.steps + 1)
     return 3 * fitting.tokens_per_step * sum(each[passes(fitting, step, shape.depth)] for step in steps)
 
