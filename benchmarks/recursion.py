@@ -102,7 +102,7 @@ def study(settings: RecursionConfig) -> None:
     for seed in settings.seeds:
         for arm, (model, fitting) in chosen.items():
             facts = {"size": size, "arm": arm, "seed": seed, "base_steps": settings.fit.steps}
-            if (settings.arms and arm not in settings.arms) or records.has(**facts):
+            if (settings.arms and arm not in settings.arms) or records.find(**facts):
                 continue
             result = trial(text, model, replace(fitting, seed=seed), f"{arm}, seed {seed}")
             records.add({"kind": "recursion", **facts, **result, **place()})

@@ -105,9 +105,11 @@ class Records:
         self.path = path
         self.lines: list[dict[str, Any]] = journal.read(path) if path.exists() else []
 
-    def has(self, **facts: Any) -> bool:
-        """Whether a run with these facts is recorded."""
-        return any(all(line.get(name) == value for name, value in facts.items()) for line in self.lines)
+    def find(self, **facts: Any) -> dict[str, Any] | None:
+        """The first run recorded with these facts."""
+        return next(
+            (line for line in self.lines if all(line.get(name) == value for name, value in facts.items())), None
+        )
 
     def add(self, line: dict[str, Any]) -> None:
         self.lines.append(line)

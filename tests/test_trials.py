@@ -85,14 +85,22 @@ def test_an_ablation_trains_each_value_and_compares_with_the_first(text, tmp_pat
     with fused.use("lean"):
         ablate.ablate(settings)
     lines = [json.loads(line) for line in results.read_text().splitlines()]
-    assert [(line["value"], line["seed"]) for line in lines] == [
-        ("fixed", 0),
-        ("random", 0),
-        ("fixed", 1),
-        ("random", 1),
-    ]
+    runs = [(line["value"], line["seed"]) for line in lines]
+    assert runs == [("fixed", 0), ("random", 0), ("fixed", 1), ("random", 1)]
     table = ablate.report(results)
     assert "| fixed | 2 |" in table and "+0.0000 +- 0.0000" in table
+
+
+@pytest.mark.slow
+def test_a_run_that_another_setting_made_is_not_made_again(text, tmp_path):
+    trial = ablate.Trial(model=SHAPE, fit=replace(FIT, steps=2))
+    one = {"values": ("2",), "seeds": (0,), "results": tmp_path / "results.jsonl", "text": text, "trial": trial}
+    with fused.use("lean"):
+        ablate.ablate(ablate.AblateConfig(setting=("fit.steps",), **one))
+        ablate.ablate(ablate.AblateConfig(setting=("fit.batch",), **one))
+    first, second = (json.loads(line) for line in one["results"].read_text().splitlines())
+    assert second["setting"] == "fit.batch" and second["seconds"] == first["seconds"]
+    assert second["depths"] == first["depths"] and second["tokens_per_s"] is None
 
 
 @pytest.mark.parametrize(
