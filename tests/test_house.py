@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 DOORS = ["__init__", "__main__"]
-GROUND = ["files", "config", "journal", "backend", "fused", "recompute"]  # files serves config and journal
+GROUND = ["files", "config", "journal", "backend", "fused", "recompute", "ranks"]  # files serves config and journal
 NOUNS = [  # in order: each may import the ones before it
     "vocabulary",
     "tokenizer",
@@ -21,6 +21,7 @@ NOUNS = [  # in order: each may import the ones before it
     "objectives",
     "checkpoint",
     "loop",
+    "runs",
 ]
 ROOMS = ["decode", "adapt", "microscope", "puzzles"]
 VERBS = ["train", "generate", "evaluate", "doctor"]

@@ -18,7 +18,7 @@ import pytest
 from mlx.utils import tree_flatten
 from test_checkpoint import Disk, Killed
 
-from trm_mlx import checkpoint, config, journal, loop, objectives
+from trm_mlx import checkpoint, config, data, journal, loop, objectives, runs
 from trm_mlx import train as verb
 from trm_mlx.loop import FitConfig, most_passes
 from trm_mlx.model import ModelConfig, TinyRecursiveLM
@@ -178,7 +178,7 @@ def test_a_run_leaves_a_model_that_scores_as_the_run_says(tmp_path, settings):
     chosen = settings(tmp_path / "run", "masked", steps=3)
     scores = train(chosen)
     model, tokenizer = checkpoint.load(tmp_path / "run", mx.float32)
-    corpus = verb.data.Corpus.load(tmp_path / "run" / "corpus", verify=True)
+    corpus = data.Corpus.load(tmp_path / "run" / "corpus", verify=True)
     for depth, score in scores.items():
         assert verb.held_out_score(model, corpus, tokenizer, chosen, depth) == score
     assert sorted(scores) == [1, 2]
@@ -252,7 +252,7 @@ def test_the_signals_mean_afterwards_what_they_meant_before(tmp_path, settings):
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path, settings):
     stop(settings(tmp_path / "run"), 2, lambda: (ctrl_c(), ctrl_c()))
-    assert not (tmp_path / "run" / "training.safetensors").exists()
+    assert checkpoint.load_training(tmp_path / "run")[1]["step"] == "0"
 
 
 def test_ctrl_c_while_a_step_is_saved_stops_after_the_next_one(tmp_path, settings, unbroken):
@@ -327,7 +327,9 @@ def test_a_kill_between_the_files_of_the_first_save_loses_nothing(tmp_path, sett
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         patch.setattr(os, "replace", replacing)
         train(settings(folder))
-    assert (folder / "training.safetensors").exists() == (after == "training.safetensors")
+    assert (
+        checkpoint.load_training(folder)[1]["step"] == {"model.safetensors": "0", "training.safetensors": "3"}[after]
+    )
     train(TrainConfig(resume=folder))
     assert_same_run(folder, unbroken("causal"))
 
@@ -645,7 +647,7 @@ def test_compiled_runs_of_other_processes_stopped_by_signals_give_the_very_losse
         train(chosen)
     finally:
         mx.disable_compile()
-    verb.start(replace(chosen, out=tmp_path / "run"))
+    runs.start(replace(chosen, out=tmp_path / "run"))
 
     process = start("--resume", tmp_path / "run", MPLBACKEND="agg")
     wait_for_step(process, tmp_path / "run", 7)

@@ -18,6 +18,7 @@ from mlx.utils import tree_map, tree_unflatten
 
 from trm_mlx import objectives
 from trm_mlx.model import TinyRecursiveLM, named
+from trm_mlx.ranks import ALONE, Ranks
 
 Array = mx.array
 
@@ -124,6 +125,12 @@ def passes(settings: FitConfig, step: int, depth: int) -> int:
     return limit
 
 
+def draws(settings: FitConfig, step: int, rank: int = 0) -> int:
+    """The seed of a step's draws: masks, which are drawn for a whole batch, and dropout, of each rank's own."""
+    seed = (settings.seed * 1_000_003 + step) % 2**63
+    return random.Random(f"{seed}:{rank}:dropout").getrandbits(63) if rank else seed
+
+
 class Muon(optimizers.Muon):
     """MLX's Muon with decoupled weight decay, as in arXiv 2502.16982; MLX's own adds it to the gradient."""
 
@@ -210,13 +217,19 @@ class Step:
     seconds: float
 
 
-def fit(run: Run, batches: Callable[[int], Array], make_task: Callable[[Array], objectives.Task]) -> Iterator[Step]:
+def fit(
+    run: Run,
+    batches: Callable[[int], Array],
+    make_task: Callable[[Array], objectives.Task],
+    ranks: Ranks = ALONE,
+) -> Iterator[Step]:
     """Train from `run.step` to the last step, yielding each step when it is done.
 
     Args:
         run: changed in place; consistent whenever the generator is suspended.
         batches: the batch (B, T + 1) of a number from 0; step n uses accumulate (n - 1) and those after it.
         make_task: what to learn from a batch; may draw from MLX's random state.
+        ranks: those who share each batch, row by row; all have the run's state and call this alike.
 
     Raises:
         RuntimeError: the loss is no longer a number; the run holds the state before that step.
@@ -232,7 +245,7 @@ def fit(run: Run, batches: Callable[[int], Array], make_task: Callable[[Array], 
             exits = range(1, depth) if settings.exit_weight else ()
             return objectives.loss(
                 model,
-                make_task(batch),
+                make_task(batch).share(ranks.rank, ranks.size),
                 depth=depth,
                 exits=exits,
                 exit_weight=settings.exit_weight,
@@ -259,7 +272,7 @@ def fit(run: Run, batches: Callable[[int], Array], make_task: Callable[[Array], 
     while run.step < settings.steps:
         began, step = time.perf_counter(), run.step + 1
         share, depth = rate_share(settings, step), passes(settings, step, model.config.depth)
-        mx.random.seed((settings.seed * 1_000_003 + step) % 2**63)
+        mx.random.seed(draws(settings, step, ranks.rank if model.config.dropout else 0))
         for part, peak in zip(optimizer.optimizers, peaks(settings), strict=True):
             part.learning_rate = share * peak
         first = run.step * settings.accumulate
@@ -270,10 +283,12 @@ def fit(run: Run, batches: Callable[[int], Array], make_task: Callable[[Array], 
             totals = [a + b for a, b in zip(totals, one, strict=True)]
             gradient = tree_map(mx.add, gradient, more)
         mx.eval(totals, gradient)
+        totals, gradient = ranks.sum((totals, gradient))
         _, plain, weight = totals
         loss = plain[-1].item() / max(1.0, weight.item())
         if not math.isfinite(loss):
-            raise RuntimeError(f"the loss became {loss} at step {step}; try a lower rate, or more warmup")
+            line = f"the loss became {loss} at step {step}; try a lower rate, or more warmup"
+            raise ranks.alike(RuntimeError(line))
         # A young average would remember the random start: Adam-like ramp, as in arXiv 2312.02696, equation 127.
         keep = mx.array(min(settings.average, step / (step + 10)))
         norm, run.averages = update(gradient, mx.maximum(weight, 1.0), run.averages, keep)

@@ -5,7 +5,7 @@ Shapes: B batch, T tokens, V vocabulary, E exits.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from typing import Literal
 
@@ -28,6 +28,13 @@ class Task:
     weights: mx.array
     mask: Mask
     segments: mx.array | None = None
+
+    def share(self, rank: int, ranks: int) -> "Task":
+        """Rows rank, rank + ranks, ... of the batch."""
+        if ranks == 1:
+            return self
+        rows = {name: array[rank::ranks] for name, array in vars(self).items() if isinstance(array, mx.array)}
+        return replace(self, **rows)
 
 
 def causal(batch: mx.array, pad: int, bos: int | None = None) -> Task:
