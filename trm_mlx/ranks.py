@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import mlx.core as mx
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 
 Result = TypeVar("Result")
 
@@ -41,11 +41,10 @@ class Ranks:
         """The sum over the ranks of each array of a tree, the same at every rank; one message a type of number."""
         if self.size == 1:
             return tree
-        arrays: list[mx.array] = []
-        tree_map(arrays.append, tree)
-        sums = list(arrays)
-        for dtype in dict.fromkeys(array.dtype for array in arrays):
-            same = [place for place, array in enumerate(arrays) if array.dtype == dtype]
+        names, arrays = zip(*tree_flatten(tree), strict=True)
+        sums, order = list(arrays), sorted(range(len(names)), key=names.__getitem__)  # ranks may differ in order
+        for dtype in dict.fromkeys(arrays[place].dtype for place in order):
+            same = [place for place in order if arrays[place].dtype == dtype]
             whole = self._all_sum(mx.concatenate([arrays[place].reshape(-1) for place in same]), limited)
             start = 0
             for place in same:
@@ -67,29 +66,34 @@ class Ranks:
         given = mx.array(list(content), mx.uint8) if self.rank == 0 else mx.zeros((size,), mx.uint8)
         return bytes(self.send({"bytes": given})["bytes"].tolist())
 
-    def any(self, flag: bool) -> bool:
-        """Whether it is so at any rank."""
-        return flag if self.size == 1 else self.sum({"flag": mx.array(int(flag))})["flag"].item() > 0
+    def lead(self, work: Callable[[], Result], flag: bool = False) -> tuple[Result | int | None, bool]:
+        """What rank 0's work gives (as 0 or 1 at the others, which wait for it), and whether any rank has the flag.
 
-    def lead(self, work: Callable[[], Result]) -> Result | None:
-        """What rank 0's work gives; None at the others, which wait. Where it fails all end, and rank 0 says why."""
+        Where the work fails all ranks end, and rank 0 says why. One message.
+        """
         if self.size == 1:
-            return work()
+            return work(), flag
         if self.rank:
-            status = self.sum({"status": mx.array(0)}, limited=False)["status"].item()
+            status, given, flags = self._meet(0, 0, flag, limited=False)
             if status:
                 raise SystemExit(status - 1)
-            return None
-        status = 2
+            return given, flags > 0
+        status, result = 2, None
         try:
             result = work()
             status = 0
         except SystemExit as error:
             status = 1 + error.code if isinstance(error.code, int) else 2
             raise
+        except (ValueError, FileNotFoundError):  # which `config.door` exits with 2 for
+            status = 3
+            raise
         finally:
-            self.sum({"status": mx.array(status)})
-        return result
+            *_, flags = self._meet(status, result is True, flag)
+        return result, flags > 0
+
+    def _meet(self, *numbers: int, limited: bool = True) -> list[int]:
+        return self.sum({"numbers": mx.array([int(each) for each in numbers])}, limited)["numbers"].tolist()
 
     def alike(self, error: BaseException) -> BaseException:
         """An error that every rank meets in the same place: rank 0 says it, the others leave without a word."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_unflatten
 
 from trm_mlx import checkpoint, config, data, journal, objectives, runs
@@ -21,6 +22,8 @@ from trm_mlx.model import TinyRecursiveLM
 from trm_mlx.ranks import ALONE, Ranks, join
 from trm_mlx.runs import CORPUS, METRICS, TrainConfig
 from trm_mlx.tokenizer import Tokenizer
+
+AHEAD = 16  # batches that rank 0 sends at a time
 
 
 def train(
@@ -53,17 +56,18 @@ def train(
             log = journal.Journal(folder / METRICS, total=chosen.fit.steps, resume=stood.run.step)
             return Desk(folder, chosen, stood, held.enter_context(log))
 
-        desk = ranks.lead(begin)
-        assert desk
+        desk, _ = ranks.lead(begin)
+        assert isinstance(desk, Desk)
         stood, chosen = desk.stood, desk.settings
         batches = data.Batches(
             stood.corpus.train_path, window=chosen.fit.length, batch=chosen.fit.batch, seed=chosen.fit.seed
         )
         ranks.send_bytes(json.dumps(config.to_json(chosen)).encode())
         ranks.send_bytes(stood.tokenizer.bytes)
-        stopped = 0 < chosen.patience <= stood.waited  # a run that stopped early has nothing to go on with
-        if not ranks.any(stopped):
-            _train(chosen, stood.run, stood.tokenizer, lambda number: mx.array(batches[number]), ranks, desk.after)
+        # A run that stopped early has nothing to go on with.
+        stopped, _ = ranks.lead(lambda: 0 < chosen.patience <= stood.waited)
+        if not stopped:
+            _train(chosen, stood.run, stood.tokenizer, ranks, batches.__getitem__, desk)
     return finish(folder, chosen)
 
 
@@ -72,36 +76,53 @@ def follow(ranks: Ranks) -> None:
     ranks.lead(lambda: None)
     settings = config.from_json(TrainConfig, json.loads(ranks.send_bytes()), "rank 0")
     tokenizer, fitting = Tokenizer(ranks.send_bytes(), "rank 0's tokenizer"), settings.fit
-    batch = mx.zeros((fitting.batch, fitting.length + 1), mx.int32)
-    if not ranks.any(False):
-        run = Run(TinyRecursiveLM(settings.model), fitting)
-        _train(settings, run, tokenizer, lambda number: batch, ranks, lambda event, leaving: False)
+    blank = np.zeros((fitting.batch, fitting.length + 1), np.int32)
+    stopped, _ = ranks.lead(lambda: False)
+    if not stopped:
+        _train(settings, Run(TinyRecursiveLM(settings.model), fitting), tokenizer, ranks, lambda _: blank, None)
 
 
 def _train(
     settings: TrainConfig,
     run: Run,
     tokenizer: Tokenizer,
-    batches: Callable[[int], mx.array],
     ranks: Ranks,
-    after: Callable[[Step, bool], bool],
+    batches: Callable[[int], np.ndarray],
+    desk: "Desk | None",
 ) -> None:
-    """Take the steps that are left; after: rank 0's work after each, which says whether it was the last one."""
+    """Take the steps that are left. Rank 0 has the batches and the desk; at other ranks batches give the shape."""
     folder, task = settings.out, _task(settings.fit, tokenizer)
     if ranks.size > 1:
         run.restore(ranks.send(run.arrays()), ranks.send({"step": mx.array(run.step)})["step"].item())
-    saved = run.step
+    saved, ahead = run.step, {}
+
+    def batch(number: int) -> mx.array:
+        if number not in ahead:  # a message for each would cost more than what it holds
+            ahead.clear()
+            numbers = range(number, number + (AHEAD if ranks.size > 1 else 1))
+            ahead.update(ranks.send({each: mx.array(batches(each)) for each in numbers}))
+        return ahead[number]
+
+    def note(step: int) -> None:
+        nonlocal saved
+        saved = step if step % settings.save_every == 0 else saved
+        ranks.place = f"after step {step}; {folder} holds step {saved}; go on with: {_resume(folder)}"
+
+    def after(event: Step) -> bool:
+        stopping = bool(desk and desk.after(event))
+        note(event.step)
+        return stopping
+
     with _interruptible(quiet=ranks.rank > 0) as interrupted:
-        for event in fit(run, lambda number: ranks.send(batches(number)), task, ranks):
-            leaving = ranks.any(interrupted())  # asked once: a signal after this is for the next step
-            stopping = ranks.any(bool(ranks.lead(lambda event=event, leaving=leaving: after(event, leaving))))
-            if stopping or leaving or event.step % settings.save_every == 0:
-                saved = event.step
-            ranks.place = f"after step {event.step}; {folder} holds step {saved}; go on with: {_resume(folder)}"
+        for event in fit(run, batch, task, ranks):
+            own = interrupted()  # asked once: a signal after this is for the next step
+            stopping, leaving = ranks.lead(lambda event=event: after(event), own)
             if leaving and not stopping:
+                ranks.lead(lambda number=event.step: desk and desk.leave(number))
                 raise ranks.alike(KeyboardInterrupt())
             if stopping:
                 return
+            note(event.step)
 
 
 @dataclass
@@ -113,8 +134,8 @@ class Desk:
     stood: runs.Standing
     log: journal.Journal
 
-    def after(self, event: Step, leaving: bool) -> bool:
-        """Do what a step calls for; whether it is the last one. leaving: save, for the run is interrupted."""
+    def after(self, event: Step) -> bool:
+        """Do what a step calls for; whether it is the last one."""
         settings, number, log = self.settings, event.step, self.log
         last = number == settings.fit.steps
         if number % settings.report_every == 0 or last:
@@ -135,11 +156,15 @@ class Desk:
                 text = sample_text(self.stood.run.model, self.stood.tokenizer, settings, number)
             log.text(f"sample at step {number}", text)
         stopping = last or 0 < settings.patience <= self.stood.waited
-        if stopping or leaving or number % settings.save_every == 0:
+        if stopping or number % settings.save_every == 0:
             self.save()
-        if leaving and not stopping:
-            log.text("stopped", f"go on with: {_resume(self.folder)}")
         return stopping
+
+    def leave(self, number: int) -> None:
+        """End an interrupted run after a step."""
+        if number % self.settings.save_every:  # else it is saved
+            self.save()
+        self.log.text("stopped", f"go on with: {_resume(self.folder)}")
 
     def evaluate(self, number: int) -> None:
         """Score the held-out text; with patience, save the model where it is the best one so far."""
@@ -273,10 +298,11 @@ def _asked(argv: Sequence[str] | None) -> tuple[TrainConfig, int | None, frozens
 def main(argv: Sequence[str] | None = None) -> None:
     with config.door("trm_mlx.train"):
         ranks = join()
-        asked = ranks.lead(lambda: _asked(argv))
-        if asked is None:
+        asked, _ = ranks.lead(lambda: _asked(argv))
+        if ranks.rank:
             follow(ranks)
             return
+        assert isinstance(asked, tuple)
         for depth, score in train(*asked, ranks).items():
             print(f"depth {depth}  bits_per_byte {score.bits_per_byte:.4f} +- {score.standard_error:.4f}")
 
