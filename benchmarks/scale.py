@@ -57,7 +57,7 @@ def kept_per_token(shape: ModelConfig, length: int, recompute: bool) -> int:
 def table(settings: ScaleConfig) -> None:
     length = settings.fit.length
     print(
-        f"float32, length {length}, MB a rank; kB a token for the backward pass; MB a rank sends a step of 2 and 4 ranks"
+        f"float32, length {length}; MB a rank; kB a token for the backward pass; MB a step that one of 2, of 4 ranks sends"
     )
     print("preset  weights  gradients  muon  adamw  kept_kb  recompute_kb  scores_kb  sent_2  sent_4")
     for name, shape in ModelConfig.PRESETS.items():
