@@ -97,8 +97,7 @@ def measure(text: Text, trial: Trial, seed: int, label: str) -> dict[str, Any]:
     """Train once: bits per byte at each depth that training served, and what it cost."""
     fitting = replace(trial.fit, seed=seed)
     model, cost = run(text, trial.model, fitting, f"{label}, seed {seed}")
-    elastic = fitting.depth_schedule.endswith("random") or fitting.exit_weight > 0
-    served = range(1 if elastic else trial.model.depth, trial.model.depth + 1)
+    served = range(1 if fitting.elastic else trial.model.depth, trial.model.depth + 1)
     return {"depths": {str(depth): text.score(model, fitting.length, depth) for depth in served}, **cost}
 
 

@@ -80,7 +80,7 @@ def trial(text: Text, shape: ModelConfig, fitting: FitConfig, label: str) -> dic
     """One run: bits per byte at each depth it serves, and rounded, with the megabytes stored."""
     model, cost = run(text, shape, fitting, label)
     weights = model.parameters()
-    least = 1 if fitting.exit_weight or fitting.depth_schedule != "fixed" else shape.depth
+    least = 1 if fitting.elastic else shape.depth
     depths = {str(depth): text.score(model, fitting.length, depth) for depth in range(least, shape.depth + 1)}
     sizes, bits_per_byte = {}, {}
     for bits in (16, 8, 4):

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from trm_mlx import data, journal, objectives
-from trm_mlx.loop import FitConfig, Run, fit, passes
+from trm_mlx.loop import FitConfig, Run, exits, fit, passes
 from trm_mlx.model import ModelConfig, TinyRecursiveLM
 from trm_mlx.tokenizer import Tokenizer
 
@@ -91,11 +91,13 @@ def work(shape: ModelConfig, fitting: FitConfig) -> int:
     """Floating-point operations of the matrix products of a whole training run: three times those forward."""
     length = fitting.length // 2
     each = {depth: shape.flops_per_token(depth, length) for depth in range(1, shape.depth + 1)}
-    if fitting.exit_weight:  # each earlier exit runs the coda and the head once more
-        coda = replace(shape, coda=2 * shape.coda).flops_per_token(1, length) - each[1]
-        each = {depth: n + (depth - 1) * (coda + 2 * shape.vocabulary * shape.width) for depth, n in each.items()}
-    steps = range(1, fitting.steps + 1)
-    return 3 * fitting.tokens_per_step * sum(each[passes(fitting, step, shape.depth)] for step in steps)
+    coda = replace(shape, coda=2 * shape.coda).flops_per_token(1, length) - each[1]
+    again = coda + 2 * shape.vocabulary * shape.width  # what each earlier exit runs once more
+    total = 0
+    for step in range(1, fitting.steps + 1):
+        depth = passes(fitting, step, shape.depth)
+        total += each[depth] + again * len(exits(fitting, step, depth))
+    return 3 * fitting.tokens_per_step * total
 
 
 class Records:

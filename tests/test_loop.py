@@ -9,12 +9,12 @@ import pytest
 from mlx.utils import tree_flatten
 
 from trm_mlx import fused, loop, objectives
-from trm_mlx.loop import FitConfig, Run, fit, most_passes, passes, rate_share
+from trm_mlx.loop import FitConfig, Run, exits, fit, most_passes, passes, rate_share
 from trm_mlx.model import ModelConfig, TinyRecursiveLM
 
 SHAPE = ModelConfig(vocabulary=64, width=32, heads=2, kv_heads=1, prelude=1, core=1, coda=1, depth=2, context=64)
 TEXT = np.random.default_rng(0).integers(4, 64, 4000).astype(np.int32)
-PLAIN = FitConfig(steps=8, batch=4, length=16, depth_schedule="fixed", schedule="constant", warmup=0, rate=3e-3)
+PLAIN = FitConfig(steps=8, batch=4, length=16, exit_weight=0.0, schedule="constant", warmup=0, rate=3e-3)
 GOLDEN = Path(__file__).parent / "golden" / "run.json"
 
 
@@ -192,6 +192,20 @@ def test_growing_random_depth_stays_below_its_limit():
         assert most_passes(settings, low, 3) == most
 
 
+def test_earlier_passes_are_read_late_in_training():
+    settings = FitConfig(steps=10, exit_weight=0.3, exit_from=0.6)
+    assert [list(exits(settings, step, 3)) for step in (1, 6, 7, 10)] == [[], [], [1, 2], [1, 2]]
+    assert list(exits(settings, 10, 1)) == []
+    assert list(exits(replace(settings, exit_weight=0.0), 10, 3)) == []
+
+
+def test_losses_of_earlier_passes_change_training_once_they_count():
+    plain, late = replace(PLAIN, steps=4), replace(PLAIN, steps=4, exit_weight=0.5, exit_from=0.5)
+    one, two = losses(run_of(plain)), losses(run_of(late))
+    assert one[:3] == two[:3]  # the first step that counts them is the third, and its own loss is of all passes
+    assert one[3] != two[3]
+
+
 def test_averaged_weights_follow_the_weights():
     run = run_of(replace(PLAIN, steps=3, average=0.9))
     expected = weights(run)
@@ -256,6 +270,7 @@ def test_masked_model_learns():
 def test_golden_run_is_unchanged():
     mx.enable_compile()
     settings = FitConfig(steps=12, batch=4, length=16, warmup=2, average=0.9, seed=5, rate=3e-3)
+    settings = replace(settings, depth_schedule="grow-random", exit_weight=0.0)
     with fused.use("plain"):
         found = losses(run_of(settings))
     if not GOLDEN.exists():

@@ -35,9 +35,10 @@ def test_arms_are_equal_in_what_their_names_say():
 
 
 def test_work_counts_the_passes_of_every_step():
-    fixed = trials.work(SHAPE, replace(FIT, depth_schedule="fixed"))
+    fixed = trials.work(SHAPE, replace(FIT, exit_weight=0.0))
     assert fixed == 3 * FIT.steps * FIT.tokens_per_step * SHAPE.flops_per_token(3, FIT.length // 2)
-    assert trials.work(replace(SHAPE, depth=1), FIT) < trials.work(SHAPE, FIT) < fixed
+    grown = trials.work(SHAPE, replace(FIT, exit_weight=0.0, depth_schedule="grow"))
+    assert trials.work(replace(SHAPE, depth=1), FIT) < grown < fixed < trials.work(SHAPE, FIT)
 
 
 def test_rounding_takes_the_bytes_of_its_bits_and_moves_weights_little():

@@ -54,8 +54,9 @@ class FitConfig:
     depth_schedule: Annotated[
         Literal["fixed", "grow", "random", "grow-random"],
         "passes: all; one at first, all from 65 % of the steps on; any number each step; any up to what grow allows",
-    ] = "grow-random"
-    exit_weight: Annotated[float, "weight of the losses after earlier passes"] = 0.0
+    ] = "fixed"
+    exit_weight: Annotated[float, "weight of the losses after earlier passes, which makes them usable; 0: none"] = 0.3
+    exit_from: Annotated[float, "share of the steps before those losses count"] = 0.6
     recompute: Annotated[bool, "gradient checkpointing: save memory, compute each pass twice"] = False
     seed: Annotated[int, "of weights, data order and every random choice"] = 0
 
@@ -74,8 +75,15 @@ class FitConfig:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
         if self.seed >= 1 << 40:
             raise ValueError(f"seed must be below {1 << 40}, got {self.seed}")
+        if not 0 <= self.exit_from < 1:
+            raise ValueError(f"exit_from must be at least 0 and below 1, got {self.exit_from}")
         if not 0 < self.decay <= 1:
             raise ValueError(f"decay must be above 0 and at most 1, got {self.decay}")
+
+    @property
+    def elastic(self) -> bool:
+        """Whether training makes fewer passes than all usable too."""
+        return self.depth_schedule.endswith("random") or self.exit_weight > 0
 
     @property
     def tokens_per_step(self) -> int:
@@ -129,6 +137,12 @@ def draws(settings: FitConfig, step: int, rank: int = 0) -> int:
     """The seed of a step's draws: masks, which are drawn for a whole batch, and dropout, of each rank's own."""
     seed = (settings.seed * 1_000_003 + step) % 2**63
     return random.Random(f"{seed}:{rank}:dropout").getrandbits(63) if rank else seed
+
+
+def exits(settings: FitConfig, step: int, depth: int) -> range:
+    """The passes before the last at which a step of `depth` passes is read too."""
+    late = settings.exit_weight > 0 and step > settings.exit_from * settings.steps
+    return range(1, depth if late else 1)
 
 
 class Muon(optimizers.Muon):
@@ -240,9 +254,8 @@ def fit(
     random_state = mx.random.state
 
     @cache
-    def gradients(depth: int) -> Callable:
+    def gradients(depth: int, exits: range) -> Callable:
         def summed(batch: Array) -> tuple[Array, ...]:
-            exits = range(1, depth) if settings.exit_weight else ()
             return objectives.loss(
                 model,
                 make_task(batch).share(ranks.rank, ranks.size),
@@ -272,14 +285,15 @@ def fit(
     while run.step < settings.steps:
         began, step = time.perf_counter(), run.step + 1
         share, depth = rate_share(settings, step), passes(settings, step, model.config.depth)
+        gradient_of = gradients(depth, exits(settings, step, depth))
         mx.random.seed(draws(settings, step, ranks.rank if model.config.dropout else 0))
         for part, peak in zip(optimizer.optimizers, peaks(settings), strict=True):
             part.learning_rate = share * peak
         first = run.step * settings.accumulate
-        totals, gradient = gradients(depth)(batches(first))
+        totals, gradient = gradient_of(batches(first))
         for number in range(first + 1, first + settings.accumulate):
             mx.eval(totals, gradient)
-            one, more = gradients(depth)(batches(number))
+            one, more = gradient_of(batches(number))
             totals = [a + b for a, b in zip(totals, one, strict=True)]
             gradient = tree_map(mx.add, gradient, more)
         mx.eval(totals, gradient)

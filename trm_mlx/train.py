@@ -209,8 +209,7 @@ def finish(folder: Path, settings: TrainConfig) -> dict[int, objectives.Score]:
     """Score the saved model at every depth it was trained at, and plot the run."""
     model, tokenizer = checkpoint.load(folder)
     corpus = data.Corpus.load(folder / CORPUS)
-    elastic = settings.fit.depth_schedule.endswith("random") or settings.fit.exit_weight > 0
-    depths = range(1 if elastic else model.config.depth, model.config.depth + 1)
+    depths = range(1 if settings.fit.elastic else model.config.depth, model.config.depth + 1)
     scores = {depth: held_out_score(model, corpus, tokenizer, settings, depth) for depth in depths}
     journal.plot(folder / METRICS, folder / "loss.png", folder.name)
     return scores
