@@ -10,7 +10,7 @@ from typing import Literal
 
 import mlx.core as mx
 
-from trm_mlx.fused import active, exponential
+from trm_mlx.fused import active, exponentials
 
 Mask = Literal["causal", "bidirectional"] | mx.array
 QUERY_BLOCK = 64  # queries that share one slice of the keys; 32 is as fast, 128 and 256 are slower
@@ -112,11 +112,6 @@ def _scores(q: mx.array, k: mx.array, mask: mx.array | None) -> mx.array:
 
 
 @mx.compile
-def _exponentials(scores: mx.array, top: mx.array) -> mx.array:
-    return exponential(scores - top)
-
-
-@mx.compile
 def _scores_backward(e: mx.array, dp: mx.array, mean: mx.array) -> mx.array:
     return e * (dp - mean)
 
@@ -146,8 +141,8 @@ def _attention(scale: float, window: int, masked: bool):
         for rows, keys in parts(T, k.shape[2]):
             seen = mask[0] if masked else _added_mask(rows.stop - rows.start, keys.stop - keys.start, window)
             scores = _scores(_grouped(q[:, :, rows], k), k[:, :, keys], seen)
-            e = _exponentials(scores, scores.max(-1, keepdims=True))
-            share = 1 / e.sum(-1, keepdims=True)
+            e, _, total = exponentials(scores)
+            share = 1 / total
             means.append(((e @ v[:, :, keys]) * share).reshape(B, H, -1, K))
             kept += [e, share]
         return mx.concatenate(means, axis=2), *kept

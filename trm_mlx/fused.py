@@ -100,6 +100,20 @@ def exponential(x: mx.array) -> mx.array:
     return 1 / (1 + q)
 
 
+_exponential = mx.compile(exponential)
+
+
+def exponentials(scores: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """e to the (scores - their maximum), that maximum, and the sum of the former, along the last axis."""
+    top, width = scores, scores.shape[-1]
+    while width % 2 == 0 and width > 32:  # halves against each other: twice as fast as MLX's maximum of a row
+        width //= 2
+        top = mx.maximum(top[..., :width], top[..., width:])
+    top = top.max(-1, keepdims=True)
+    e = _exponential(scores - top)  # the difference apart: what is broadcast in a compiled form is not vectorised
+    return e, top, e @ mx.ones((e.shape[-1], 1))  # four times as fast as MLX's sum of a row
+
+
 @mx.compile
 def _relu_squared_forward(x: mx.array) -> mx.array:
     return x * mx.maximum(x, 0)  # mx.square(mx.maximum(x, 0)) compiles to code ten times slower
@@ -156,33 +170,26 @@ def swiglu(gate: mx.array, up: mx.array) -> mx.array:
     return _swiglu(gate, up) if active() == "fused" else gate * mx.sigmoid(gate) * up  # ty: ignore[invalid-explicit-return]
 
 
-@mx.compile
-def _cross_entropy_forward(logits, targets, smoothing):
-    top = logits.max(-1, keepdims=True)
-    e = exponential(logits - top)
-    total = e.sum(-1, keepdims=True)
-    loss = mx.log(total) + top - (1 - smoothing) * mx.take_along_axis(logits, targets[..., None], -1)
-    if smoothing:
-        loss = loss - smoothing * logits.mean(-1, keepdims=True)
-    return loss[..., 0], e, 1 / total
-
-
-@mx.compile
-def _cross_entropy_backward(e, share, targets, smoothing, dloss):
-    hit = mx.arange(e.shape[-1]) == targets[..., None]
-    return (e * share - (1 - smoothing) * hit - smoothing / e.shape[-1]) * dloss[..., None]
-
-
 @cache
 def _cross_entropy(smoothing: float):
     @mx.custom_function
     def loss(logits, targets):
-        return _cross_entropy_forward(logits, targets, smoothing)
+        e, top, total = exponentials(logits)
+        told = mx.take_along_axis(logits, targets[..., None], -1)
+        loss = mx.log(total) + top - (1 - smoothing) * told
+        if smoothing:
+            loss = loss - smoothing * logits.mean(-1, keepdims=True)
+        return loss[..., 0], e, (1 / total)[..., 0]
 
     @loss.vjp
     def _(primals, cotangents, outputs):
-        _, e, share = outputs
-        return _cross_entropy_backward(e, share, primals[1], smoothing, cotangents[0]), mx.zeros_like(primals[1])
+        (_, targets), (_, e, share), dloss = primals, outputs, cotangents[0]
+        factor, place = (share * dloss)[..., None], targets[..., None]
+        told = mx.take_along_axis(e, place, -1) * factor - (1 - smoothing) * dloss[..., None]
+        even = smoothing / e.shape[-1] * dloss[..., None]
+        gradient = e * factor - even if smoothing else e * factor
+        # One number a row, put in its place: comparing every column with the target takes as long as all the rest.
+        return mx.put_along_axis(gradient, place, told - even, -1), mx.zeros_like(targets)
 
     return loss
 
