@@ -56,9 +56,7 @@ def kept_per_token(shape: ModelConfig, length: int, recompute: bool) -> int:
 
 def table(settings: ScaleConfig) -> None:
     length = settings.fit.length
-    print(
-        f"float32, length {length}; MB a rank; kB a token for the backward pass; MB a step that one of 2, of 4 ranks sends"
-    )
+    print(f"float32, length {length}. MB held by a rank; kB a token for backward; MB sent by each of 2 and 4 ranks")
     print("preset  weights  gradients  muon  adamw  kept_kb  recompute_kb  scores_kb  sent_2  sent_4")
     for name, shape in ModelConfig.PRESETS.items():
         arrays = named(TinyRecursiveLM(shape).parameters())
@@ -96,10 +94,13 @@ def measure(settings: ScaleConfig, ranks: Ranks) -> None:
     parameters = named(TinyRecursiveLM(settings.model).parameters())
     alone = stepper(settings, ALONE) if ranks.size > 1 and ranks.rank == 0 else None
     speeds: dict[str, list[float]] = {"alone": [], "together": [], "sum_ms": []}
+    nap = 0.0
     for turn in range(settings.rounds + 1):
+        if ranks.rank:
+            time.sleep(nap)  # a rank that waits keeps a core busy, which rank 0 alone would not have beside it
         single, _ = ranks.lead(lambda: alone() if alone else 0.0)
         several = together()
-        ranks.lead(lambda: None)
+        nap = 0.9 * ranks.send({"nap": mx.array(single or 0.0)})["nap"].item()
         began = time.perf_counter()
         mx.eval(ranks.sum(parameters))
         if turn and not ranks.rank:  # the first step compiles
