@@ -67,12 +67,6 @@ def test_another_seed_gives_another_order(count):
     assert not np.array_equal(first, second)
 
 
-def test_ranks_share_a_batch_row_by_row(count):
-    whole = Batches(count, window=16, batch=6, seed=0)[4]
-    shares = [Batches(count, window=16, batch=6, seed=0, rank=rank, ranks=3)[4] for rank in range(3)]
-    assert np.array_equal(np.stack(shares, axis=1).reshape(6, 17), whole)
-
-
 def test_a_file_and_its_tokens_give_the_same_batches(count, tmp_path):
     path = tmp_path / "train.bin"
     count.astype("<u2").tofile(path)
@@ -93,8 +87,6 @@ def test_the_smallest_corpus_is_one_window(count):
         ({"window": 0}, "window and batch must be at least 1"),
         ({"batch": 0}, "window and batch must be at least 1"),
         ({"seed": -1}, "got 16, 4, -1"),
-        ({"ranks": 3}, "ranks must divide batch"),
-        ({"rank": 1}, "ranks must divide batch and rank be below ranks, got batch 4, rank 1/1"),
     ],
 )
 def test_wrong_settings_are_refused(count, wrong, said):

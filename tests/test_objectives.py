@@ -127,3 +127,12 @@ def test_windows_of_any_grouping_give_the_same_parts(tiny):
     assert np.allclose(one, many, rtol=1e-5)
     assert [part[2] for part in one] == [8, 4, 16, 8, 8, 8]
     assert [part[1] for part in one] == [24, 12, 48, 24, 24, 24]
+
+
+def test_shares_of_a_task_are_its_rows():
+    task = objectives.causal(mx.arange(6 * 5).reshape(6, 5), pad=0, bos=1)
+    shares = [task.share(rank, 3) for rank in range(3)]
+    for name in ("inputs", "targets", "weights", "segments"):
+        rows = mx.stack([getattr(share, name) for share in shares], axis=1).reshape(6, 4)
+        assert mx.array_equal(rows, getattr(task, name))
+    assert {share.mask for share in shares} == {"causal"}

@@ -1,4 +1,4 @@
-"""Token files to batches: mapped and never read whole, seeded, resumable at any step, shared by ranks.
+"""Token files to batches: mapped and never read whole, seeded, resumable at any step.
 
 Text becomes a token file in `sources` (files to documents) and `corpus` (documents to token files); their
 public names are here too, so that a caller needs one import.
@@ -53,13 +53,11 @@ class Batches:
     Args:
         tokens: (N,) a token file or its tokens.
         window: T, the tokens a model reads; each window has one more, the last target.
-        batch: B, windows a step, of all ranks together.
+        batch: B, windows a step.
         seed: at least 0.
-        rank: this process gets rows rank, rank + ranks, ... of the batch.
-        ranks: processes that share the batch.
 
     Raises:
-        ValueError: the file is shorter than one window, or ranks do not divide batch.
+        ValueError: the file is shorter than one window.
     """
 
     def __init__(
@@ -69,22 +67,16 @@ class Batches:
         window: int,
         batch: int,
         seed: int,
-        rank: int = 0,
-        ranks: int = 1,
     ):
         self.tokens = tokens if isinstance(tokens, np.ndarray) else read_tokens(tokens)
         if window < 1 or batch < 1 or seed < 0:
             raise ValueError(f"window and batch must be at least 1, seed 0, got {window}, {batch}, {seed}")
-        if not 0 <= rank < ranks or batch % ranks:
-            raise ValueError(
-                f"ranks must divide batch and rank be below ranks, got batch {batch}, rank {rank}/{ranks}"
-            )
         if len(self.tokens) < window + 1:
             raise ValueError(
                 f"a corpus must hold at least window + 1 tokens, got {len(self.tokens)} for window {window};"
                 f" give more text or a window of at most {len(self.tokens) - 1}"
             )
-        self.window, self.batch, self.seed, self.rank, self.ranks = window, batch, seed, rank, ranks
+        self.window, self.batch, self.seed = window, batch, seed
         self._cuts: dict[int, tuple[int, np.ndarray]] = {}
 
     @property
@@ -101,11 +93,11 @@ class Batches:
         return step * self.batch // self.windows_per_epoch
 
     def __getitem__(self, step: int) -> np.ndarray:
-        """(B / ranks, T + 1) int32: the windows of a step."""
+        """(B, T + 1) int32: the windows of a step."""
         if step < 0:
             raise IndexError(f"steps count from 0, got {step}")
         rows = []
-        for number in range(step * self.batch + self.rank, (step + 1) * self.batch, self.ranks):
+        for number in range(step * self.batch, (step + 1) * self.batch):
             epoch, position = divmod(number, self.windows_per_epoch)
             first, order = self._cut(epoch)
             start = first + int(order[position]) * self.window
