@@ -11,6 +11,7 @@ rank 0 alone, such as an evaluation, has no limit.
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
@@ -76,7 +77,7 @@ class Ranks:
         if self.rank:
             status, given, flags = self._meet(0, 0, flag, limited=False)
             if status:
-                raise SystemExit(status - 1)
+                raise self._gone(status - 1)
             return given, flags > 0
         status, result = 2, None
         try:
@@ -97,7 +98,11 @@ class Ranks:
 
     def alike(self, error: BaseException) -> BaseException:
         """An error that every rank meets in the same place: rank 0 says it, the others leave without a word."""
-        return SystemExit(130 if isinstance(error, KeyboardInterrupt) else 1) if self.rank else error
+        return self._gone(130 if isinstance(error, KeyboardInterrupt) else 1) if self.rank else error
+
+    def _gone(self, status: int) -> SystemExit:
+        time.sleep(1)  # mlx.launch ends all ranks once one has failed, and rank 0 is to speak first
+        return SystemExit(status)
 
     def _all_sum(self, array: mx.array, limited: bool) -> mx.array:
         mx.eval(array)  # so that the limit is on the others alone
