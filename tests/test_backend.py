@@ -43,7 +43,7 @@ def test_a_blas_that_cannot_be_loaded_gives_one_line_with_the_cure():
     _, errors = python("import trm_mlx", TRM_MLX_BLAS="/nowhere/libblas.so")
     assert len(errors) == 1
     assert "/nowhere/libblas.so could not be loaded" in errors[0]
-    assert "apt-get install libopenblas0-pthread" in errors[0]
+    assert backend.cure() in errors[0]
 
 
 @linux
@@ -100,6 +100,17 @@ for m, k, n in ((1, 7, 5), (3, 64, 65), (130, 33, 4), (257, 300, 129)):
 print("right")
 """
     assert python(code)[0] == ["right"]
+
+
+@pytest.mark.parametrize(("amd", "first"), [(True, "openblas"), (False, "mkl")])
+def test_order_of_libraries_is_that_of_their_speed(monkeypatch, tmp_path, amd, first):
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "libmkl_rt.so.3").touch()
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(backend, "_amd", lambda: amd)
+    names = [Path(library).name for library in backend.candidates()]
+    assert first in names[0]
+    assert {"libmkl_rt.so.3", "libopenblas.so.0", "libblis.so.4"} <= set(names)
 
 
 def test_macos_is_left_alone(monkeypatch):

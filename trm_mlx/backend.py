@@ -22,7 +22,9 @@ _prepared = False
 def cure() -> str:
     """The command that gives this machine a real BLAS."""
     openblas = "sudo apt-get install libopenblas0-pthread"
-    return f"pip install mkl, or {openblas}" if platform.machine() == "x86_64" else openblas
+    if platform.machine() != "x86_64":
+        return openblas
+    return f"{openblas}, or pip install mkl" if _amd() else f"pip install mkl, or {openblas}"
 
 
 def prepare() -> None:
@@ -77,11 +79,21 @@ def _keep_memory() -> None:
 
 
 def candidates() -> list[str]:
-    """Libraries that may hold a fast `cblas_sgemm`, best first: MKL beside this Python, then the system's."""
+    """Libraries that may hold a fast `cblas_sgemm`, best first: MKL beside this Python, then the system's.
+
+    On AMD the system's come first: training with MKL is up to 1.17 times slower there, see docs/choices.md.
+    """
     folders = dict.fromkeys([Path(sys.prefix) / "lib", Path(sys.base_prefix) / "lib", *_user_folders()])
     mkl = [str(file) for folder in folders for file in sorted(folder.glob("libmkl_rt.so*"), reverse=True)]
     # By soname, so that the loader's own search path decides; a plain libblas.so.3 may be the reference one.
-    return [*mkl, "libopenblas.so.0", "libopenblas.so", "libblis.so.4", "libarmpl_lp64.so"]
+    system = ["libopenblas.so.0", "libopenblas.so", "libblis.so.4", "libarmpl_lp64.so"]
+    return [*system[:2], *mkl, *system[2:]] if _amd() else [*mkl, *system]
+
+
+def _amd() -> bool:
+    """Whether the processor is AMD's."""
+    cpus = Path("/proc/cpuinfo")
+    return cpus.is_file() and "AuthenticAMD" in cpus.read_text()
 
 
 def _user_folders() -> list[Path]:
