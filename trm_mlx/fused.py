@@ -52,8 +52,29 @@ def rms(x: mx.array, weight: mx.array | None, epsilon: float) -> mx.array:
     """x over the root of its mean square along the last axis, times the weight. Source: arXiv 1910.07467."""
     if active() == "plain" or x.dtype != mx.float32:  # halves would overflow when squared
         return mx.fast.rms_norm(x, weight, epsilon)
+    if active() == "fused":
+        return _rms(epsilon)(x, mx.ones(x.shape[-1:]) if weight is None else weight)[0]
     x = x * mx.rsqrt(mx.square(x).mean(-1, keepdims=True) + epsilon)
     return x if weight is None else x * weight
+
+
+@cache
+def _rms(epsilon: float):
+    @mx.custom_function
+    def norm(x, weight):
+        width = x.shape[-1]
+        share = mx.rsqrt((x * x) @ mx.full((width, 1), 1 / width) + epsilon)
+        return x * share * weight, share
+
+    @norm.vjp
+    def _(primals, cotangents, outputs):
+        (x, weight), dy, share = primals, cotangents[0], outputs[1]
+        width, y = x.shape[-1], x * share
+        along = dy * y
+        dx = share * (dy * weight - y * (along @ (weight[:, None] / width)))
+        return dx, (mx.ones((1, x.size // width)) @ along.reshape(-1, width))[0]
+
+    return norm
 
 
 def rope(x: mx.array, base: float, start: int) -> mx.array:
@@ -69,9 +90,12 @@ def rope(x: mx.array, base: float, start: int) -> mx.array:
     T, K = x.shape[2:]
     if active() == "plain" or x.dtype != mx.float32:
         return mx.fast.rope(x, K, traditional=False, base=base, scale=1.0, offset=start)
-    cosines, sines = _turns(K, base, 1 << (start + T - 1).bit_length())
-    low, high = mx.split(x, 2, axis=-1)
-    return x * cosines[start : start + T] + mx.concatenate([high, low], axis=-1) * sines[start : start + T]
+    cosines, sines = (table[start : start + T] for table in _turns(K, base, 1 << (start + T - 1).bit_length()))
+    if active() == "lean":
+        low, high = mx.split(x, 2, axis=-1)
+        return x * cosines + mx.concatenate([high, low], axis=-1) * sines
+    x = x.swapaxes(1, 2)  # which is how it lies in memory, and a product would copy it otherwise
+    return (x * cosines[:, None] + (x @ _exchange(K)) * sines[:, None]).swapaxes(1, 2)
 
 
 @cache
@@ -85,6 +109,14 @@ def _turns(width: int, base: float, length: int) -> tuple[mx.array, mx.array]:
         mx.array(np.concatenate([cosines, cosines], axis=-1).astype(np.float32)),
         mx.array(np.concatenate([-sines, sines], axis=-1).astype(np.float32)),
     )
+
+
+@cache
+def _exchange(width: int) -> mx.array:
+    """(width, width): a product with it exchanges the halves of a row, and its gradient copies no slices."""
+    import numpy as np  # as in _turns
+
+    return mx.array(np.roll(np.eye(width, dtype=np.float32), width // 2, axis=1))
 
 
 def exponential(x: mx.array) -> mx.array:
