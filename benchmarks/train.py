@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -86,7 +86,7 @@ def ours(settings: BenchConfig, run: Run, batch: mx.array) -> Callable[[], Cost]
 
 
 @contextmanager
-def theirs(settings: BenchConfig, start: dict[str, mx.array], batch: mx.array) -> Iterator[Callable[[], Cost]]:
+def theirs(settings: BenchConfig, start: dict[str, mx.array], batch: mx.array) -> Generator[Callable[[], Cost]]:
     """Takes one step of PyTorch's, in a process of its own that waits between steps."""
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)

@@ -22,11 +22,7 @@ from trm_mlx.model import ModelConfig, TinyRecursiveLM, named
 from trm_mlx.tokenizer import Tokenizer
 
 SETTINGS, METRICS, CORPUS = "train.json", "metrics.jsonl", "corpus"
-FREE = {
-    "dropout",
-    "window",
-    "context",
-}  # of a model, what may be chosen anew when training goes on: no tensor depends on it
+FREE = {"dropout", "window", "context"}  # of a model, what --init may choose anew: no tensor depends on it
 
 
 @dataclass(frozen=True, kw_only=True)
