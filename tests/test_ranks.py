@@ -171,7 +171,6 @@ def test_a_rank_that_falls_silent_ends_the_run_after_the_timeout(tmp_path, sourc
     ("flags", "status", "words"),
     [
         (["--batch", 3], 2, "batch must be a multiple of the 2 ranks, got 3"),
-        (["--data", "nowhere.txt"], 2, "nowhere.txt"),
         (["--stepps", 3], 2, "unknown flag --stepps"),
         (["--rate", 1e30, "--clip-norm", 0, "--warmup", 0, "--optimizer", "sgd"], 1, "the loss became"),
     ],
