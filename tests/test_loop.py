@@ -221,7 +221,7 @@ def test_averaged_weights_follow_the_weights():
     [
         ({}, {}),
         ({"average": 0.9, "optimizer": "adamw", "accumulate": 2}, {}),
-        ({"depth_schedule": "random", "exit_weight": 0.3}, {"dropout": 0.2, "pass_lora": 2}),
+        ({"depth_schedule": "random", "exit_weight": 0.3, "exit_from": 0.0}, {"dropout": 0.2, "pass_lora": 2}),
         ({"optimizer": "sgd", "schedule": "cyclical", "smoothing": 0.1}, {"feed_forward": "swiglu"}),
     ],
     ids=str,

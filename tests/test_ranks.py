@@ -24,7 +24,7 @@ EVERY = "--report-every 1 --evaluate-every 5 --save-every 4 --sample-every 5 --e
 HOW = "--length 16 --batch 4 --steps 10 --warmup 2 --depth-schedule random"
 FLAGS = f"{SHAPE} {EVERY} {HOW}".split()
 CASES = {
-    "causal": ["--accumulate", "2", "--exit-weight", "0.3", "--isolate"],
+    "causal": ["--accumulate", "2", "--exit-weight", "0.3", "--exit-from", "0", "--isolate"],
     "masked": ["--objective", "masked", "--accumulate", "2", "--optimizer", "adamw"],
 }
 

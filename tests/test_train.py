@@ -32,7 +32,7 @@ SAVED = ("model.safetensors", "training.safetensors", "config.json", "tokenizer.
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # of the model, of fit
     "causal": (
         {"dropout": 0.1},
-        {"accumulate": 2, "average": 0.9, "depth_schedule": "random", "exit_weight": 0.3},
+        {"accumulate": 2, "average": 0.9, "depth_schedule": "random", "exit_weight": 0.3, "exit_from": 0.0},
     ),
     "masked": (
         {"dropout": 0.1},
