@@ -81,7 +81,7 @@ def _keep_memory() -> None:
 def candidates() -> list[str]:
     """Libraries that may hold a fast `cblas_sgemm`, best first: MKL beside this Python, then the system's.
 
-    On AMD the system's come first: training with MKL is up to 1.17 times slower there, see docs/choices.md.
+    On AMD the system's come first: training with MKL is up to 1.17 times slower there, see docs/speed.md.
     """
     folders = dict.fromkeys([Path(sys.prefix) / "lib", Path(sys.base_prefix) / "lib", *_user_folders()])
     mkl = [str(file) for folder in folders for file in sorted(folder.glob("libmkl_rt.so*"), reverse=True)]
