@@ -77,16 +77,17 @@ def ablate(settings: AblateConfig) -> None:
     texts: dict[int, Text] = {}
     for seed in settings.seeds:
         for value in settings.values:
-            facts = {"setting": ",".join(settings.setting), "value": value, "seed": seed, "base": base}
-            if records.find(**facts):
-                continue
             trial = changed(settings.trial, settings.setting, value)
-            whole = {"trial": config.to_json(trial), "seed": seed}
+            vocabulary = trial.model.vocabulary
+            if vocabulary not in texts:
+                texts[vocabulary] = Text(settings.text, vocabulary)
+            whole = {"trial": config.to_json(trial), "seed": seed, "text": texts[vocabulary].facts}
+            facts = {"setting": ",".join(settings.setting), "value": value, "base": base}
+            if records.find(**facts, **whole):
+                continue
             made = records.find(**whole)  # under another setting: the same run, whose speed has nothing beside it
             if not made:
-                if trial.model.vocabulary not in texts:
-                    texts[trial.model.vocabulary] = Text(settings.text, trial.model.vocabulary)
-                made = measure(texts[trial.model.vocabulary], trial, seed, value) | place()
+                made = measure(texts[vocabulary], trial, seed, value) | place()
             else:
                 made = made | {"tokens_per_s": None}
             records.add({**made, "kind": "ablation", **facts, **whole})

@@ -6,20 +6,19 @@ TRM_MLX_BLAS=none python benchmarks/forms.py      # with the BLAS that MLX came 
 
 import statistics
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
+from trials import random_batch, stepper
+
 import trm_mlx  # before mlx.core
-from trm_mlx import backend, config, doctor, fused, objectives
+from trm_mlx import backend, config, doctor, fused
 
 # isort: split
-import mlx.core as mx
 
-from trm_mlx.loop import FitConfig, Run, fit
+from trm_mlx.loop import FitConfig, Run
 from trm_mlx.model import ModelConfig, TinyRecursiveLM
-from trm_mlx.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,33 +30,19 @@ class FormsConfig:
     fit: FitConfig = field(default_factory=lambda: FitConfig(batch=8, depth_schedule="fixed"))
 
 
-def stepper(settings: FormsConfig):
-    """A training run that takes one step a call, and says its tokens a second."""
-    run = Run(TinyRecursiveLM(settings.model), settings.fit)
-    shape = (settings.fit.batch, settings.fit.length + 1)
-    batch = mx.random.randint(7, settings.model.vocabulary, shape)
-    steps = fit(run, lambda number: batch, lambda batch: objectives.causal(batch, Tokenizer.pad))
-
-    def step() -> float:
-        start = time.perf_counter()
-        tokens = next(steps).tokens
-        return tokens / (time.perf_counter() - start)
-
-    return step
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     settings = config.parse(FormsConfig, argv, program="benchmarks/forms.py")
     with config.door("benchmarks/forms.py"):
         forms: tuple[fused.Forms, ...] = ("plain", "lean", "fused")
-        steppers = {form: stepper(settings) for form in forms}
+        batch = random_batch(settings.model, settings.fit)
+        steppers = {form: stepper(Run(TinyRecursiveLM(settings.model), settings.fit), batch) for form in forms}
         speeds: dict[str, list[float]] = {form: [] for form in forms}
         for turn in range(settings.rounds + 1):
             for form in forms:
                 with fused.use(form):
-                    speed = steppers[form]()
+                    step = steppers[form]()
                 if turn:  # the first step compiles
-                    speeds[form].append(speed)
+                    speeds[form].append(step.tokens / step.seconds)
         print(
             f"trm_mlx {trm_mlx.__version__}  blas {backend.blas}  gemm {doctor.gflops():.1f} GFLOP/s", file=sys.stderr
         )

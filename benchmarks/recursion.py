@@ -98,31 +98,33 @@ def study(settings: RecursionConfig) -> None:
         raise ValueError(f"--arms must be of {', '.join(map(repr, chosen))}, got {', '.join(map(repr, unknown))}")
     text = Text(settings.text, settings.model.vocabulary)
     shape = settings.model
-    size = f"width {shape.width}, vocabulary {shape.vocabulary}, {shape.prelude}/{shape.core}/{shape.coda}"
+    blocks = f"{shape.prelude}/{shape.core} x {shape.depth}/{shape.coda}"
+    size = f"width {shape.width}, vocabulary {shape.vocabulary}, blocks {blocks}, {settings.fit.steps} steps"
     for seed in settings.seeds:
         for arm, (model, fitting) in chosen.items():
-            facts = {"size": size, "arm": arm, "seed": seed, "base_steps": settings.fit.steps}
+            fitting = replace(fitting, seed=seed)
+            facts = {"size": size, "arm": arm, "model": config.to_json(model), "fit": config.to_json(fitting)}
+            facts |= {"text": text.facts}
             if (settings.arms and arm not in settings.arms) or records.find(**facts):
                 continue
-            result = trial(text, model, replace(fitting, seed=seed), f"{arm}, seed {seed}")
+            result = trial(text, model, fitting, f"{arm}, seed {seed}")
             records.add({"kind": "recursion", **facts, **result, **place()})
             print(f"{size}  {arm}  seed {seed}  {result['depths']}", file=sys.stderr, flush=True)
 
 
-def rows(lines: list[dict[str, Any]]) -> dict[tuple[str, int], dict[str, dict[int, dict[str, Any]]]]:
-    """Runs by (size, steps), then arm, then seed."""
-    table: dict[tuple[str, int], dict[str, dict[int, dict[str, Any]]]] = {}
+def rows(lines: list[dict[str, Any]]) -> dict[str, dict[str, dict[int, dict[str, Any]]]]:
+    """Runs by size, then arm, then seed."""
+    table: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}
     for line in lines:
-        group = table.setdefault((line["size"], line["base_steps"]), {})
-        group.setdefault(line["arm"], {})[line["seed"]] = line
+        table.setdefault(line["size"], {}).setdefault(line["arm"], {})[line["fit"]["seed"]] = line
     return table
 
 
 def report(path: Path) -> str:
     """Tables in Markdown: each arm's bits per byte, and its difference from flat, paired by seed."""
     out = []
-    for (size, steps), group in rows(Records(path).lines).items():
-        out += [f"### {size}, {steps} steps", ""]
+    for size, group in rows(Records(path).lines).items():
+        out += [f"### {size}", ""]
         head = ["arm", "seeds", "stored", "tokens", "work", "bits per byte", "less flat"]
         out += [" | ".join(["", *head, ""]).strip(), "|" + " --- |" * len(head)]
         flat = group.get("flat", {})
@@ -159,10 +161,9 @@ def draw(path: Path, out: Path) -> None:
     groups = rows(Records(path).lines)
     figure = Figure(figsize=(5.5 * len(groups), 4.5), layout="constrained")
     FigureCanvasAgg(figure)
-    for number, ((size, steps), group) in enumerate(groups.items(), 1):
-        axes = figure.add_subplot(
-            1, len(groups), number, title=f"{size}\n{steps} steps", xlabel="stored MB (16, 8, 4 bits)"
-        )
+    for number, (size, group) in enumerate(groups.items(), 1):
+        title = size.replace(", blocks", "\nblocks")
+        axes = figure.add_subplot(1, len(groups), number, title=title, xlabel="stored MB (16, 8, 4 bits)")
         axes.set_ylabel("held-out bits per byte")
         for arm, runs in group.items():
             sizes, bits_per_byte, errors = [], [], []

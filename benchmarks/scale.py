@@ -11,21 +11,20 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from typing import Annotated
 
-import trm_mlx  # before mlx.core
-from trm_mlx import backend, config, objectives
+from trials import place, random_batch, stepper
+
+from trm_mlx import config
 
 # isort: split
 import mlx.core as mx
 
-from trm_mlx.loop import FitConfig, Run, fit, is_matrix
+from trm_mlx.loop import FitConfig, Run, is_matrix
 from trm_mlx.model import ModelConfig, TinyRecursiveLM, named
-from trm_mlx.ranks import ALONE, Ranks, join
-from trm_mlx.tokenizer import Tokenizer
+from trm_mlx.ranks import Ranks, join
 
 MB = 1e6
 
@@ -76,30 +75,24 @@ def table(settings: ScaleConfig) -> None:
         print(f"{name:6}", *(f"{figure:8.1f}" for figure in figures))
 
 
-def stepper(settings: ScaleConfig, ranks: Ranks) -> Callable[[], float]:
-    """A training run on one random batch that takes a step a call, and gives its seconds."""
-    run = Run(TinyRecursiveLM(settings.model), settings.fit)
-    shape = (settings.fit.batch, settings.fit.length + 1)
-    batch = mx.random.randint(7, settings.model.vocabulary, shape, key=mx.random.key(0))
-    steps = fit(run, lambda number: batch, lambda batch: objectives.causal(batch, Tokenizer.pad), ranks)
-    return lambda: next(steps).seconds
-
-
 def spread(values: list[float]) -> str:
     return f"{statistics.median(values):.4g} ({min(values):.4g} to {max(values):.4g})"
 
 
 def measure(settings: ScaleConfig, ranks: Ranks) -> None:
-    tokens, together = settings.fit.tokens_per_step, stepper(settings, ranks)
+    tokens, batch = settings.fit.tokens_per_step, random_batch(settings.model, settings.fit)
+    together = stepper(Run(TinyRecursiveLM(settings.model), settings.fit), batch, ranks)
     parameters = named(TinyRecursiveLM(settings.model).parameters())
-    alone = stepper(settings, ALONE) if ranks.size > 1 and ranks.rank == 0 else None
+    alone = None
+    if ranks.size > 1 and ranks.rank == 0:
+        alone = stepper(Run(TinyRecursiveLM(settings.model), settings.fit), batch)
     speeds: dict[str, list[float]] = {"alone": [], "together": [], "sum_ms": []}
     nap = 0.0
     for turn in range(settings.rounds + 1):
         if ranks.rank:
             time.sleep(nap)  # a rank that waits keeps a core busy, which rank 0 alone would not have beside it
-        single, _ = ranks.lead(lambda: alone() if alone else 0.0)
-        several = together()
+        single, _ = ranks.lead(lambda: alone().seconds if alone else 0.0)
+        several = together().seconds
         nap = 0.9 * ranks.send({"nap": mx.array(single or 0.0)})["nap"].item()
         began = time.perf_counter()
         mx.eval(ranks.sum(parameters))
@@ -127,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         ranks = join()
         if not ranks.rank:
-            print(f"trm_mlx {trm_mlx.__version__}  mlx {version('mlx')}  blas {backend.blas}", file=sys.stderr)
+            print("  ".join(f"{name} {value}" for name, value in place().items()), file=sys.stderr)
         measure(settings, ranks)
 
 

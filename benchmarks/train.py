@@ -9,7 +9,6 @@ ours and one of theirs: by the clock, and by CPU time, which other work on the m
 """
 
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -23,8 +22,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
-import trm_mlx  # before mlx.core
-from trm_mlx import backend, config, fused, objectives
+from trials import place, random_batch, stepper
+
+from trm_mlx import config, fused
 
 # isort: split
 import mlx.core as mx
@@ -32,9 +32,8 @@ import numpy as np
 from mlx.utils import tree_unflatten
 
 from trm_mlx.attention import attention
-from trm_mlx.loop import FitConfig, Run, fit, optimizer_for
+from trm_mlx.loop import FitConfig, Run, optimizer_for
 from trm_mlx.model import ModelConfig, TinyRecursiveLM, named
-from trm_mlx.tokenizer import Tokenizer
 
 AGREE = 2e-3  # nats between two losses: rounding differs, and every step makes the difference grow
 
@@ -73,16 +72,16 @@ def weights(model: TinyRecursiveLM) -> dict[str, mx.array]:
     }
 
 
-def ours(settings: BenchConfig, run: Run, batch: mx.array) -> Callable[[], Cost]:
+def ours(run: Run, batch: mx.array) -> Callable[[], Cost]:
     """Takes one step of ours."""
-    steps = fit(run, lambda number: batch, lambda batch: objectives.causal(batch, Tokenizer.pad))
+    step = stepper(run, batch)
 
-    def step() -> Cost:
-        start, used = time.perf_counter(), time.process_time()
-        loss = next(steps).loss
-        return Cost(loss, time.perf_counter() - start, time.process_time() - used)
+    def timed() -> Cost:
+        used = time.process_time()
+        done = step()
+        return Cost(done.loss, done.seconds, time.process_time() - used)
 
-    return step
+    return timed
 
 
 @contextmanager
@@ -135,7 +134,7 @@ def parts(settings: BenchConfig, run: Run) -> dict[str, float]:
     heads = [draw((B, n, T, K)) for n in (H, N, N)]
     targets = mx.random.randint(0, V, (B, T))
 
-    def place(q: mx.array, gain: mx.array) -> mx.array:
+    def turned(q: mx.array, gain: mx.array) -> mx.array:
         return fused.rope(fused.rms(q, gain, 1e-5).transpose(0, 2, 1, 3), model.rope_base, 0)
 
     def feed(h: mx.array) -> mx.array:
@@ -147,7 +146,7 @@ def parts(settings: BenchConfig, run: Run) -> dict[str, float]:
             for outputs, inputs in model.linears().values()
         ),
         "attention": blocks * spent(lambda q, k, v: attention(q, k, v, K**-0.5, None, model.window), *heads),
-        "query and key norms, RoPE": blocks * sum(spent(place, draw((B, T, n, K)), draw((K,))) for n in (H, N)),
+        "query and key norms, RoPE": blocks * sum(spent(turned, draw((B, T, n, K)), draw((K,))) for n in (H, N)),
         "activation": blocks * spent(feed, draw((B, T, hidden))),
         "norms and residuals": (2 * blocks + 1) * spent(lambda x, w: fused.rms(x, w, 1e-5), x, gain)
         + (3 + model.depth) * spent(lambda x: fused.rms(x, None, 1e-5), x)
@@ -189,44 +188,17 @@ def spread(values: Sequence[float]) -> str:
     return f"{middle:.2f}x ({low:.2f} to {high:.2f})"
 
 
-def commit() -> str:
-    """The commit of this checkout, with a plus if files differ from it."""
-    said = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-    )
-    return said.stdout.strip() or "no commit"
-
-
-def machine() -> dict[str, str]:
-    """What the figures hold for."""
-    told, cpus = Path("/proc/cpuinfo"), []
-    if told.is_file():
-        cpus = [line.partition(":")[2].strip() for line in told.read_text().splitlines() if "model name" in line]
-    return {
-        "trm_mlx": trm_mlx.__version__,
-        "commit": commit(),
-        "mlx": version("mlx"),
-        "blas": Path(backend.blas or "MLX's own").name,
-        "forms": fused.active(),
-        "cpu": cpus[0] if cpus else platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-    }
-
-
 def bench(settings: BenchConfig) -> dict[str, object]:
     """All figures, by name."""
     model, fitting = TinyRecursiveLM(settings.model), settings.fit
-    batch = mx.random.randint(7, settings.model.vocabulary, (fitting.batch, fitting.length + 1), key=mx.random.key(0))
+    batch = random_batch(settings.model, fitting)
     start = weights(model)
     model.update(tree_unflatten(list(start.items())))
     mx.eval(model.parameters())
-    found: dict[str, object] = {**machine()}
+    found: dict[str, object] = {**place()}
     reason = refused(settings.model, fitting)
     with theirs(settings, start, batch) if not reason else nullcontext() as their_step:
-        steppers = {"ours": ours(settings, run := Run(model, fitting), batch)}
+        steppers = {"ours": ours(run := Run(model, fitting), batch)}
         if their_step:
             steppers["torch"] = their_step
         costs: dict[str, list[Cost]] = {side: [] for side in steppers}
@@ -255,7 +227,7 @@ def bench(settings: BenchConfig) -> dict[str, object]:
 
 def report(settings: BenchConfig, found: dict) -> None:
     """The figures as text."""
-    print("  ".join(f"{name} {found[name]}" for name in machine()), file=sys.stderr)
+    print("  ".join(f"{name} {found[name]}" for name in place()), file=sys.stderr)
     shape = settings.model
     print(
         f"width {shape.width}  heads {shape.heads}  depth {shape.depth}  vocabulary {shape.vocabulary}  "

@@ -1,11 +1,12 @@
 """Training runs that are compared: one text prepared once, one line of JSON a run, so a study can stop and go on."""
 
+import hashlib
 import json
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -13,9 +14,11 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from trm_mlx import data, journal, objectives
-from trm_mlx.loop import FitConfig, Run, exits, fit, passes
+import trm_mlx  # before mlx.core
+from trm_mlx import backend, data, files, fused, journal, objectives
+from trm_mlx.loop import FitConfig, Run, Step, exits, fit, passes
 from trm_mlx.model import ModelConfig, TinyRecursiveLM
+from trm_mlx.ranks import ALONE, Ranks
 from trm_mlx.tokenizer import Tokenizer
 
 # isort: split
@@ -35,12 +38,13 @@ class TextConfig:
 
 
 class Text:
-    """Tokenized text of one vocabulary, made at first use and kept in the work folder."""
+    """Tokenized text of one vocabulary, made at first use and kept in the work folder, by what it was made from."""
 
     def __init__(self, settings: TextConfig, vocabulary: int) -> None:
         if not settings.data or not settings.held_out_data:
             raise ValueError("--data and --held-out-data must name the text to train on and to score on")
-        folder = settings.work / f"text-{vocabulary}"
+        made_from = [sorted(settings.data), sorted(settings.held_out_data), str(settings.tokenizer), vocabulary]
+        folder = settings.work / hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
         if not folder.exists():
             print(f"preparing {folder}", file=sys.stderr)
             if settings.tokenizer:
@@ -53,6 +57,7 @@ class Text:
         if self.tokenizer.vocabulary != vocabulary:
             raise ValueError(f"the tokenizer must have {vocabulary} tokens, got {self.tokenizer.vocabulary}")
         self.score_tokens = settings.score_tokens
+        self.facts = {split: getattr(self.corpus, split).sha256[:16] for split in ("train", "held_out")}
 
     def task(self, batch: mx.array) -> objectives.Task:
         return objectives.causal(batch, self.tokenizer.pad)
@@ -116,17 +121,35 @@ class Records:
     def add(self, line: dict[str, Any]) -> None:
         self.lines.append(line)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        files.replace(self.path, "".join(json.dumps(each) + "\n" for each in self.lines).encode())
+
+
+def stepper(run: Run, batch: mx.array, ranks: Ranks = ALONE) -> Callable[[], Step]:
+    """Takes a training step on the same batch (B, T + 1) each time."""
+    steps = fit(run, lambda number: batch, lambda batch: objectives.causal(batch, Tokenizer.pad), ranks)
+    return lambda: next(steps)
+
+
+def random_batch(shape: ModelConfig, fitting: FitConfig) -> mx.array:
+    """(B, T + 1) ids, the same each time."""
+    return mx.random.randint(7, shape.vocabulary, (fitting.batch, fitting.length + 1), key=mx.random.key(0))
 
 
 def place() -> dict[str, str]:
-    """Commit, machine and versions, for a record."""
-    root = Path(__file__).parent
-    asked = subprocess.run(
-        ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True
-    )
-    return {"commit": asked.stdout.strip() or "unknown", "machine": platform.machine(), "mlx": version("mlx")}
+    """What figures hold for: commit (with a plus if files differ from it), versions, BLAS, processor."""
+    root, cpus = str(Path(__file__).parent), Path("/proc/cpuinfo")
+    asked = subprocess.run(["git", "-C", root, "describe", "--always", "--dirty=+"], capture_output=True, text=True)
+    told = cpus.read_text().splitlines() if cpus.is_file() else []
+    names = [line.partition(":")[2].strip() for line in told if line.startswith("model name")]
+    return {
+        "trm_mlx": trm_mlx.__version__,
+        "commit": asked.stdout.strip() or "unknown",
+        "mlx": version("mlx"),
+        "blas": Path(backend.blas or "MLX's own").name,
+        "forms": fused.active(),
+        "cpu": names[0] if names else platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+    }
 
 
 def mean_and_error(values: Iterable[float]) -> tuple[float, float]:

@@ -19,7 +19,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import trm_mlx  # before mlx.core
+from trials import mean_and_error
+
+import trm_mlx
 from trm_mlx import PRETRAINED, checkpoint, config, data
 from trm_mlx.decode.sampling import SamplingConfig
 from trm_mlx.decode.stream import StreamConfig
@@ -165,11 +167,6 @@ def pairs(settings: PairsConfig) -> tuple[list[dict], list[dict]]:
     return train, held_out
 
 
-def mean(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard error."""
-    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
-
-
 def share(texts: Sequence[str], asked: Sequence[Sequence[str]]) -> Share:
     """How many asked words the texts hold, and how many of those asked of the other texts."""
     hits, chances = [], []
@@ -181,7 +178,12 @@ def share(texts: Sequence[str], asked: Sequence[Sequence[str]]) -> Share:
         chances.append(statistics.fmean(found) if found else math.nan)
     differences = [hit - chance for hit, chance in zip(hits, chances, strict=True)]
     complete = [float(hit == 1) for hit in hits]
-    return Share(asked=mean(hits), chance=mean(chances), difference=mean(differences), all_asked=mean(complete))
+    return Share(
+        asked=mean_and_error(hits),
+        chance=mean_and_error(chances),
+        difference=mean_and_error(differences),
+        all_asked=mean_and_error(complete),
+    )
 
 
 def score(settings: ScoreConfig, say: Callable[[str], None] = lambda line: None) -> dict[str, Share]:

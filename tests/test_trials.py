@@ -67,6 +67,9 @@ def test_a_study_goes_on_where_it_was_stopped_and_pairs_its_differences(text, tm
     assert elastic["arm"] == "elastic" and list(elastic["depths"]) == ["1", "2", "3"]
     difference = elastic["depths"]["3"] - flat["depths"]["1"]
     assert f"{difference:+.4f}" in recursion.report(results)
+    with fused.use("lean"):
+        recursion.study(replace(one, arms=("elastic",), model=replace(SHAPE, depth=2)))
+    assert list(json.loads(results.read_text().splitlines()[-1])["depths"]) == ["1", "2"]
     recursion.draw(results, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
@@ -122,6 +125,21 @@ def test_a_setting_that_is_none_is_refused(setting, value, told):
 def test_settings_can_change_together():
     trial = ablate.changed(ablate.Trial(), ("fit.optimizer", "fit.rate"), "adamw,0.003")
     assert (trial.fit.optimizer, trial.fit.rate) == ("adamw", 0.003)
+
+
+def test_other_text_is_not_taken_for_what_is_kept(text, tmp_path):
+    (tmp_path / "other.txt").write_text(FABLES.read_text()[:3000])
+    kept = trials.Text(text, 320)
+    other = trials.Text(replace(text, held_out_data=(str(tmp_path / "other.txt"),)), 320)
+    assert other.facts["held_out"] != kept.facts["held_out"]
+
+
+def test_a_line_that_a_kill_tore_is_dropped_and_the_others_kept(tmp_path):
+    path = tmp_path / "results.jsonl"
+    trials.Records(path).add({"kind": "x", "arm": "flat"})
+    path.write_text(path.read_text() + '{"kind": "x", "ar')
+    trials.Records(path).add({"kind": "x", "arm": "elastic"})
+    assert [line["arm"] for line in trials.Records(path).lines] == ["flat", "elastic"]
 
 
 def test_text_of_another_vocabulary_is_refused(text):
