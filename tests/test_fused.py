@@ -2,27 +2,9 @@ import math
 
 import mlx.core as mx
 import pytest
+from forms import both, draw, farthest
 
 from trm_mlx import fused
-
-
-def both(compute):
-    """What the fused form gives, and what the plain form gives."""
-    results = []
-    for forms in ("fused", "plain"):
-        with fused.use(forms):
-            results.append(compute())
-            mx.eval(results[-1])
-    return results
-
-
-def farthest(a, b):
-    return mx.abs(a - b).max().item()
-
-
-def draw(*shape, scale=1.0, seed=0):
-    return scale * mx.random.normal(shape, key=mx.random.key(seed))
-
 
 Q, K = draw(2, 4, 150, 16, seed=1), draw(2, 2, 150, 16, seed=2)
 

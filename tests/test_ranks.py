@@ -29,22 +29,8 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def plain() -> Iterator[None]:
-    """No plots and no compiled kernels, which take long to make."""
-    mx.disable_compile()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(journal, "plot", lambda *_: None)
-        yield
-    mx.enable_compile()
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "walks.jsonl"
-    texts = (f"{name} walked {n} miles and saw {n * 37} birds." for n in range(60) for name in ("Ann", "Ben", "Eve"))
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return path
+pytest_plugins = ["run_folder"]
+pytestmark = pytest.mark.usefixtures("plain")
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """A run that begins with the model of another folder."""
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,8 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
+from saved_folder import TEXTS
+from saved_folder import TINY as SHORT
 
 from trm_mlx import checkpoint, data, journal, objectives
 from trm_mlx import train as verb
@@ -18,25 +19,10 @@ from trm_mlx.runs import TrainConfig, adopted, start
 from trm_mlx.tokenizer import Tokenizer
 from trm_mlx.train import train
 
-TEXTS = [f"{name} walked {n} miles and saw {n * 37} birds." for n in range(60) for name in ("Ann", "Ben", "Eve")]
-TINY = ModelConfig(vocabulary=320, width=32, heads=2, kv_heads=1, prelude=1, core=1, coda=0, depth=2, context=64)
+TINY = replace(SHORT, context=64)
 
-
-@pytest.fixture(scope="module", autouse=True)
-def plain() -> Iterator[None]:
-    """No plots and no compiled kernels, which take long to make."""
-    mx.disable_compile()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(journal, "plot", lambda *_: None)
-        yield
-    mx.enable_compile()
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "walks.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
-    return path
+pytest_plugins = ["run_folder"]
+pytestmark = pytest.mark.usefixtures("plain")
 
 
 @pytest.fixture(scope="module")
