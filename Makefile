@@ -50,7 +50,7 @@ $(BIN)/python:
 		needed=; \
 		command -v g++ >/dev/null || needed="$$needed g++"; \
 		$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || needed="$$needed python3-venv"; \
-		[ "$$(uname -m)" = x86_64 ] || /sbin/ldconfig -p | grep -q libopenblas.so.0 || needed="$$needed libopenblas0-pthread"; \
+		{ [ "$$(uname -m)" = x86_64 ] && ! grep -q AuthenticAMD /proc/cpuinfo; } || /sbin/ldconfig -p | grep -q libopenblas.so.0 || needed="$$needed libopenblas0-pthread"; \
 		if [ -n "$$needed" ]; then \
 			root=; [ "$$(id -u)" = 0 ] || root="sudo -n"; \
 			{ command -v apt-get >/dev/null && $$root apt-get update -qq && $$root apt-get install -y -qq $$needed; } \
