@@ -112,7 +112,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Pat
 
 
 @pytest.fixture
-def folder(tmp_path: Path, whole: Path) -> Path:
+def saved(tmp_path: Path, whole: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "model"))
 
 

@@ -44,33 +44,33 @@ def test_a_model_saved_twice_gives_the_same_bytes_and_no_other_files(tmp_path, t
     assert sorted(path.name for path in tmp_path.rglob("*")) == sorted(["a", "b", *FILES, *FILES])
 
 
-def test_other_programs_read_the_weights(folder):
-    foreign = mx.load(str(folder / "model.safetensors"))
+def test_other_programs_read_the_weights(saved):
+    foreign = mx.load(str(saved / "model.safetensors"))
     assert isinstance(foreign, dict)
     assert bits(foreign) == bits(weights(1))
 
 
-def test_saving_again_replaces_the_weights_alone(folder, tokenizer):
-    before = {name: (folder / name).stat().st_mtime_ns for name in (*FILES, "training.safetensors")}
-    checkpoint.save(folder, TINY, tokenizer, weights(2), mx.float32)
-    assert bits(loaded(folder)) == bits(weights(2))
+def test_saving_again_replaces_the_weights_alone(saved, tokenizer):
+    before = {name: (saved / name).stat().st_mtime_ns for name in (*FILES, "training.safetensors")}
+    checkpoint.save(saved, TINY, tokenizer, weights(2), mx.float32)
+    assert bits(loaded(saved)) == bits(weights(2))
     for name in ("config.json", "tokenizer.model", "training.safetensors"):
-        assert (folder / name).stat().st_mtime_ns == before[name]
+        assert (saved / name).stat().st_mtime_ns == before[name]
 
 
-def test_training_state_comes_back_with_its_facts(folder):
-    arrays, facts = checkpoint.load_training(folder)
+def test_training_state_comes_back_with_its_facts(saved):
+    arrays, facts = checkpoint.load_training(saved)
     assert arrays["weights.a"].tolist() == [[0, 1, 2], [3, 4, 5]]
     assert arrays["optimizer.step"].dtype == mx.uint64
     assert arrays["optimizer.step"].item() == 3
     assert (facts["step"], facts["best"]) == ("3", "inf")
 
 
-def test_a_folder_of_another_model_is_not_overwritten(folder, tokenizer):
+def test_a_folder_of_another_model_is_not_overwritten(saved, tokenizer):
     other = replace(TINY, depth=3)
-    before = {name: (folder / name).read_bytes() for name in FILES}
-    refusal(lambda: checkpoint.save(folder, other, tokenizer, weights(1, other), mx.float32), "another model")
-    assert {name: (folder / name).read_bytes() for name in FILES} == before
+    before = {name: (saved / name).read_bytes() for name in FILES}
+    refusal(lambda: checkpoint.save(saved, other, tokenizer, weights(1, other), mx.float32), "another model")
+    assert {name: (saved / name).read_bytes() for name in FILES} == before
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path, tokenizer):
@@ -109,43 +109,43 @@ def test_a_save_killed_at_any_moment_leaves_a_whole_folder_or_none(tmp_path, tok
     assert bits(loaded(folder)) == bits(numbers)  # although all those kills left files beside it
 
 
-def test_new_weights_killed_at_any_moment_leave_the_old_ones_or_themselves(folder, tokenizer):
+def test_new_weights_killed_at_any_moment_leave_the_old_ones_or_themselves(saved, tokenizer):
     old, new = bits(weights(1)), bits(weights(2))
     seen = []
     for kill in range(1, 1000):
         with pytest.MonkeyPatch.context() as patch:
             Disk(patch, kill=kill)
             try:
-                checkpoint.save(folder, TINY, tokenizer, weights(2), mx.float32)
+                checkpoint.save(saved, TINY, tokenizer, weights(2), mx.float32)
                 break
             except Killed:
                 pass
-        found = bits(loaded(folder))
+        found = bits(loaded(saved))
         assert found in (old, new)
         seen.append(found == new)
     assert seen == sorted(seen)
     assert {False, True} == set(seen)
-    assert bits(loaded(folder)) == new
+    assert bits(loaded(saved)) == new
 
 
-def test_a_full_disk_leaves_the_old_files_and_nothing_else(folder, tokenizer):
+def test_a_full_disk_leaves_the_old_files_and_nothing_else(saved, tokenizer):
     old, new = bits(weights(1)), bits(weights(2))
-    names = sorted(path.name for path in folder.iterdir())
+    names = sorted(path.name for path in saved.iterdir())
     for full in range(1, 1000):
         with pytest.MonkeyPatch.context() as patch:
             disk = Disk(patch, full=full)
             try:
-                checkpoint.save(folder, TINY, tokenizer, weights(2), mx.float32)
+                checkpoint.save(saved, TINY, tokenizer, weights(2), mx.float32)
             except OSError as error:
                 assert config.explain(error) == (
-                    f"disk full while writing {folder / 'model.safetensors'}; free some space and run again"
+                    f"disk full while writing {saved / 'model.safetensors'}; free some space and run again"
                 )
         if disk.full:
             break
-        assert bits(loaded(folder)) in (old, new)
-        assert sorted(path.name for path in folder.iterdir()) == names
+        assert bits(loaded(saved)) in (old, new)
+        assert sorted(path.name for path in saved.iterdir()) == names
     assert full > 10
-    assert bits(loaded(folder)) == new
+    assert bits(loaded(saved)) == new
 
 
 def test_a_full_disk_leaves_no_part_of_a_new_folder(tmp_path, tokenizer):
@@ -168,62 +168,62 @@ def test_a_full_disk_leaves_no_part_of_a_new_folder(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_missing_file_is_named(folder, name):
-    (folder / name).unlink()
-    refusal(lambda: checkpoint.load(folder), f"no {name} in {folder}")
+def test_a_missing_file_is_named(saved, name):
+    (saved / name).unlink()
+    refusal(lambda: checkpoint.load(saved), f"no {name} in {saved}")
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_folder_in_place_of_a_file_is_named(folder, name):
-    (folder / name).unlink()
-    (folder / name).mkdir()
-    refusal(lambda: checkpoint.load(folder), f"no {name} in {folder}")
+def test_a_folder_in_place_of_a_file_is_named(saved, name):
+    (saved / name).unlink()
+    (saved / name).mkdir()
+    refusal(lambda: checkpoint.load(saved), f"no {name} in {saved}")
 
 
-def test_a_folder_that_is_none_is_named(tmp_path, folder):
+def test_a_folder_that_is_none_is_named(tmp_path, saved):
     refusal(lambda: checkpoint.load(tmp_path / "nowhere"), "no model folder at", "nowhere")
-    refusal(lambda: checkpoint.load(folder / "config.json"), "no model folder at", "config.json")
+    refusal(lambda: checkpoint.load(saved / "config.json"), "no model folder at", "config.json")
 
 
-def test_a_missing_training_state_is_named(folder):
-    (folder / "training.safetensors").unlink()
-    refusal(lambda: checkpoint.load_training(folder), "no training.safetensors in")
+def test_a_missing_training_state_is_named(saved):
+    (saved / "training.safetensors").unlink()
+    refusal(lambda: checkpoint.load_training(saved), "no training.safetensors in")
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_cut_short_or_too_long_is_refused(folder, name):
-    content = (folder / name).read_bytes()
+def test_a_file_cut_short_or_too_long_is_refused(saved, name):
+    content = (saved / name).read_bytes()
     around = {0, 1, 7, 8, 9, len(content) - 1, *range(0, len(content), max(1, len(content) // 97))}
     if name.endswith("safetensors"):
         around |= {8 + struct.unpack("<Q", content[:8])[0] + more for more in (-1, 0, 1)}
     for length in sorted(around):
-        (folder / name).write_bytes(content[:length])
-        refusal(lambda: checkpoint.load(folder), name)
+        (saved / name).write_bytes(content[:length])
+        refusal(lambda: checkpoint.load(saved), name)
     for more in (b"\0", b" ", content):
-        (folder / name).write_bytes(content + more)
-        refusal(lambda: checkpoint.load(folder), name)
+        (saved / name).write_bytes(content + more)
+        refusal(lambda: checkpoint.load(saved), name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_with_a_changed_byte_is_refused(folder, name):
-    content = (folder / name).read_bytes()
+def test_a_file_with_a_changed_byte_is_refused(saved, name):
+    content = (saved / name).read_bytes()
     start = 8 + struct.unpack("<Q", content[:8])[0] if name.endswith("safetensors") else 0
     step = 1 if name == "config.json" else 17
     heads = (changed + content[start:] for changed in flips(content[:start], 3))
     tails = (content[:start] + changed for changed in flips(content[start:], max(step, len(content) // 101)))
     for changed in (*heads, *tails):
-        (folder / name).write_bytes(changed)
-        refusal(lambda: checkpoint.load(folder), name)
+        (saved / name).write_bytes(changed)
+        refusal(lambda: checkpoint.load(saved), name)
 
 
-def test_a_changed_byte_of_a_training_state_is_refused_or_seen_in_its_names(folder):
-    content, name = (folder / "training.safetensors").read_bytes(), "training.safetensors"
-    arrays, facts = checkpoint.load_training(folder)
+def test_a_changed_byte_of_a_training_state_is_refused_or_seen_in_its_names(saved):
+    content, name = (saved / "training.safetensors").read_bytes(), "training.safetensors"
+    arrays, facts = checkpoint.load_training(saved)
     for changed in flips(content, 1):
-        (folder / name).write_bytes(changed)
+        (saved / name).write_bytes(changed)
         try:
-            found, said = checkpoint.load_training(folder)
+            found, said = checkpoint.load_training(saved)
         except (ValueError, FileNotFoundError) as error:
             assert type(error) is ValueError
             assert name in str(error)
@@ -235,38 +235,38 @@ def test_a_changed_byte_of_a_training_state_is_refused_or_seen_in_its_names(fold
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_files_of_two_models_are_not_mixed(folder, tmp_path, name):
+def test_files_of_two_models_are_not_mixed(saved, tmp_path, name):
     other = replace(TINY, rope_base=500.0)
     checkpoint.save(tmp_path / "other", other, Tokenizer.train(TEXTS[::2], 320), weights(2), mx.float32)
-    shutil.copy(tmp_path / "other" / name, folder / name)
-    refusal(lambda: checkpoint.load(folder), "model.safetensors", "restore both from one model")
+    shutil.copy(tmp_path / "other" / name, saved / name)
+    refusal(lambda: checkpoint.load(saved), "model.safetensors", "restore both from one model")
 
 
-def test_weights_of_another_shape_are_counted_before_they_are_read(folder, tmp_path, tokenizer):
+def test_weights_of_another_shape_are_counted_before_they_are_read(saved, tmp_path, tokenizer):
     other = replace(TINY, width=64)
     checkpoint.save(tmp_path / "other", other, tokenizer, weights(2, other), mx.float32)
-    shutil.copy(tmp_path / "other" / "model.safetensors", folder)
+    shutil.copy(tmp_path / "other" / "model.safetensors", saved)
     wanted, got = TINY.stored_parameters(), other.stored_parameters()
-    refusal(lambda: checkpoint.load(folder), "model.safetensors", f"{wanted} numbers", f"got {got}")
+    refusal(lambda: checkpoint.load(saved), "model.safetensors", f"{wanted} numbers", f"got {got}")
 
 
-def test_the_training_state_of_another_model_is_refused(folder, tmp_path, tokenizer):
+def test_the_training_state_of_another_model_is_refused(saved, tmp_path, tokenizer):
     other = replace(TINY, rope_base=500.0)
     checkpoint.save(tmp_path / "other", other, tokenizer, weights(2), mx.float32)
-    shutil.copy(folder / "training.safetensors", tmp_path / "other")
+    shutil.copy(saved / "training.safetensors", tmp_path / "other")
     refusal(lambda: checkpoint.load_training(tmp_path / "other"), "training.safetensors", "another model")
 
 
-def test_a_tokenizer_of_another_size_is_refused(folder):
-    (folder / "tokenizer.model").write_bytes(
+def test_a_tokenizer_of_another_size_is_refused(saved):
+    (saved / "tokenizer.model").write_bytes(
         Tokenizer.train([*TEXTS, "A far longer tale of cats, dogs, kings and queens."], 352).bytes
     )
-    stamped(folder, *parts(folder))
-    refusal(lambda: checkpoint.load(folder), "must have 320 tokens, got 352")
+    stamped(saved, *parts(saved))
+    refusal(lambda: checkpoint.load(saved), "must have 320 tokens, got 352")
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, b"text", b"\x0a\xff\xff\xff\xff\x0f", b"\xff" * 64])
-def test_a_tokenizer_that_is_none_is_refused_even_if_the_weights_vouch_for_it(folder, content):
-    (folder / "tokenizer.model").write_bytes(content)
-    stamped(folder, *parts(folder))
-    refusal(lambda: checkpoint.load(folder), "tokenizer.model")
+def test_a_tokenizer_that_is_none_is_refused_even_if_the_weights_vouch_for_it(saved, content):
+    (saved / "tokenizer.model").write_bytes(content)
+    stamped(saved, *parts(saved))
+    refusal(lambda: checkpoint.load(saved), "tokenizer.model")

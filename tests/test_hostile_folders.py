@@ -88,14 +88,14 @@ FORGED = {
 
 
 @pytest.mark.parametrize("forge", FORGED.values(), ids=FORGED)
-def test_forged_weights_are_refused(folder, forge):
-    stamped(folder, *forge(*parts(folder)))
-    refusal(lambda: checkpoint.load(folder), "model.safetensors")
+def test_forged_weights_are_refused(saved, forge):
+    stamped(saved, *forge(*parts(saved)))
+    refusal(lambda: checkpoint.load(saved), "model.safetensors")
 
 
-def test_the_forger_by_hand_makes_a_file_that_loads(folder):
-    stamped(folder, *parts(folder))
-    assert bits(loaded(folder)) == bits(weights(1))
+def test_the_forger_by_hand_makes_a_file_that_loads(saved):
+    stamped(saved, *parts(saved))
+    assert bits(loaded(saved)) == bits(weights(1))
 
 
 def raw_headers() -> dict[str, Callable[[bytes], bytes]]:
@@ -128,33 +128,33 @@ def raw_headers() -> dict[str, Callable[[bytes], bytes]]:
 
 
 @pytest.mark.parametrize("change", raw_headers().values(), ids=raw_headers())
-def test_a_header_that_is_not_plain_json_is_refused(folder, change):
-    content = (folder / "model.safetensors").read_bytes()
+def test_a_header_that_is_not_plain_json_is_refused(saved, change):
+    content = (saved / "model.safetensors").read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
-    stamped(folder, change(content[8 : 8 + length].rstrip()), content[8 + length :])
+    stamped(saved, change(content[8 : 8 + length].rstrip()), content[8 + length :])
     began = time.perf_counter()
-    refusal(lambda: checkpoint.load(folder), "model.safetensors")
+    refusal(lambda: checkpoint.load(saved), "model.safetensors")
     assert time.perf_counter() - began < 5
 
 
 @pytest.mark.parametrize("length", [2**64 - 1, 2**63, 2**62, 2**32, 1 << 22, 10**6, 0])
-def test_a_header_length_that_lies_is_refused_without_reading_so_much(folder, length):
-    content = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", length) + content[8:])
-    refusal(lambda: checkpoint.load(folder), "model.safetensors must be a safetensors file")
+def test_a_header_length_that_lies_is_refused_without_reading_so_much(saved, length):
+    content = (saved / "model.safetensors").read_bytes()
+    (saved / "model.safetensors").write_bytes(struct.pack("<Q", length) + content[8:])
+    refusal(lambda: checkpoint.load(saved), "model.safetensors must be a safetensors file")
 
 
-def test_weights_of_other_programs_are_refused(folder):
-    path = folder / "model.safetensors"
+def test_weights_of_other_programs_are_refused(saved):
+    path = saved / "model.safetensors"
     mx.save_safetensors(str(path), weights(1))
-    refusal(lambda: checkpoint.load(folder), "model.safetensors must be a safetensors file saved by trm_mlx")
+    refusal(lambda: checkpoint.load(saved), "model.safetensors must be a safetensors file saved by trm_mlx")
     mx.save_safetensors(str(path), weights(1), {"format": "mlx"})
-    refusal(lambda: checkpoint.load(folder), "model.safetensors is damaged")
-    mx.savez(str(folder / "weights.npz"), **weights(1))
-    (folder / "weights.npz").replace(path)
-    refusal(lambda: checkpoint.load(folder), "model.safetensors must be a safetensors file")
+    refusal(lambda: checkpoint.load(saved), "model.safetensors is damaged")
+    mx.savez(str(saved / "weights.npz"), **weights(1))
+    (saved / "weights.npz").replace(path)
+    refusal(lambda: checkpoint.load(saved), "model.safetensors must be a safetensors file")
     path.write_text("weights")
-    refusal(lambda: checkpoint.load(folder), "model.safetensors must be a safetensors file", "got 7 bytes")
+    refusal(lambda: checkpoint.load(saved), "model.safetensors must be a safetensors file", "got 7 bytes")
 
 
 # Hostile config
@@ -203,9 +203,9 @@ def document(top: dict[str, Any] | None = None, **model: Any) -> bytes:
     ],
     ids=lambda value: repr(value)[-40:],
 )
-def test_a_config_that_is_not_understood_is_refused(folder, content, words):
-    reconfigured(folder, content)
-    refusal(lambda: checkpoint.load(folder), "config.json", words)
+def test_a_config_that_is_not_understood_is_refused(saved, content, words):
+    reconfigured(saved, content)
+    refusal(lambda: checkpoint.load(saved), "config.json", words)
 
 
 ENORMOUS = [
@@ -217,17 +217,17 @@ ENORMOUS = [
 
 
 @pytest.mark.parametrize("change", ENORMOUS, ids=lambda change: repr(change)[:40])
-def test_enormous_numbers_are_refused_at_once_and_nothing_is_allocated(folder, change):
-    reconfigured(folder, document(**change))
+def test_enormous_numbers_are_refused_at_once_and_nothing_is_allocated(saved, change):
+    reconfigured(saved, document(**change))
     mx.clear_cache()
     mx.reset_peak_memory()
     began, before = time.perf_counter(), mx.get_active_memory()
-    refusal(lambda: checkpoint.load(folder), "config.json")
+    refusal(lambda: checkpoint.load(saved), "config.json")
     assert time.perf_counter() - began < 5
     assert mx.get_peak_memory() - before < 10_000_000
 
 
-def test_many_blocks_in_one_tensor_are_refused_before_they_are_made(folder):
+def test_many_blocks_in_one_tensor_are_refused_before_they_are_made(saved):
     block: dict[str, Any] = {
         "width": 1,
         "heads": 1,
@@ -237,9 +237,9 @@ def test_many_blocks_in_one_tensor_are_refused_before_they_are_made(folder):
         "prelude": 300_000,
     }
     shape = replace(TINY, **block)
-    (folder / "config.json").write_bytes(document(**block))
+    (saved / "config.json").write_bytes(document(**block))
     size = 2 * shape.stored_parameters()
-    stamped(folder, {"x": {"dtype": "F16", "shape": [size // 2], "data_offsets": [0, size]}}, bytes(size))
+    stamped(saved, {"x": {"dtype": "F16", "shape": [size // 2], "data_offsets": [0, size]}}, bytes(size))
     began = time.perf_counter()
-    refusal(lambda: checkpoint.load(folder), "model.safetensors", "300001 blocks, got 1 tensors")
+    refusal(lambda: checkpoint.load(saved), "model.safetensors", "300001 blocks, got 1 tensors")
     assert time.perf_counter() - began < 5
