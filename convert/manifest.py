@@ -1,0 +1,193 @@
+"""What an export folder says of itself: `manifest.json`, read as strictly as it is written.
+
+The app reads the same file; docs/export.md explains every key.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from trm_mlx import config
+
+FILE, TOKENIZER, GOLDEN = "manifest.json", "tokenizer.model", "golden.json"
+FORMAT, VERSION = "trm.export", 1
+CONTROLS = ("unknown", "bos", "eos", "pad", "user", "assistant", "end")
+
+StateKind = Literal["model", "host"]
+Precision = Literal["float16", "float32"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FunctionPair:
+    """The two functions of one depth."""
+
+    depth: Annotated[int, "passes through the core"]
+    decode: Annotated[str, "function that reads one token"]
+    prefill: Annotated[str, "function that reads a chunk"]
+    slots: Annotated[int, "slots of the cache that this depth uses, the first ones"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """Ids of the control tokens."""
+
+    unknown: int = 0
+    bos: int = 1
+    eos: int = 2
+    pad: int = 3
+    user: int = 4
+    assistant: int = 5
+    end: int = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """What an app's controls start from."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfTestStep:
+    """One token read, and the five likeliest next ones by the reference, likeliest first."""
+
+    id: int
+    top: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfTest:
+    """What the app asks a loaded package: its likeliest token must be among the reference's five at each step."""
+
+    depth: int
+    steps: tuple[SelfTestStep, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRecord:
+    """One file of the folder."""
+
+    path: Annotated[str, "relative to the folder, with /"]
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """All that an app has to know before it loads the package."""
+
+    format: Literal["trm.export"] = FORMAT
+    version: Literal[1] = VERSION
+    name: Annotated[str, "of the package and of the class that Xcode makes"]
+    package: Annotated[str, "file name of the package"]
+    revision: Annotated[str, "sha256 of the model file that it was made from"]
+    stored_parameters: int
+    effective_parameters: Annotated[int, "at the deepest exported depth"]
+    weights: Annotated[str, "how the matrices are stored, for people"]
+    precision: Precision
+    state: Annotated[StateKind, "who owns the cache: a state of the package, or the app"]
+    vocabulary: int
+    context: int
+    window: Annotated[int, "positions a token looks back on; 0: all"]
+    chunk: Annotated[int, "tokens that prefill reads"]
+    slots: Annotated[int, "S of the cache's shape (2 S, kv_heads, context, head_width)"]
+    kv_heads: int
+    head_width: int
+    functions: Annotated[tuple[FunctionPair, ...], "by depth, ascending; the last one is the default"]
+    tokens: Tokens
+    sampling: Sampling
+    self_test: SelfTest
+    files: Annotated[tuple[FileRecord, ...], "every other file of the folder, by path"]
+
+    def __post_init__(self) -> None:
+        depths = [pair.depth for pair in self.functions]
+        if not depths or depths != sorted({*depths} - {0}):
+            raise ValueError(f"functions must have ascending depths from 1, got {depths}")
+        if Path(self.package).name != self.package or not self.package.endswith(".mlpackage"):
+            raise ValueError(f"package must be the name of an .mlpackage, got {self.package!r}")
+        for record in self.files:
+            parts = record.path.split("/")
+            if "\\" in record.path or "\0" in record.path or any(part in ("", ".", "..") for part in parts):
+                raise ValueError(f"files must have paths inside the folder, got {record.path!r}")
+        if not 1 < self.chunk < self.context:
+            raise ValueError(f"chunk must be above 1 and below the context of {self.context}, got {self.chunk}")
+
+    @property
+    def cache_shape(self) -> tuple[int, int, int, int]:
+        """(2 S, N, C, K)."""
+        return 2 * self.slots, self.kv_heads, self.context, self.head_width
+
+    def pair(self, depth: int | None = None) -> FunctionPair:
+        """The functions of a depth; None: the deepest.
+
+        Raises:
+            ValueError: that depth was not exported.
+        """
+        if depth is None:
+            return self.functions[-1]
+        for pair in self.functions:
+            if pair.depth == depth:
+                return pair
+        raise ValueError(f"depth must be one of {[pair.depth for pair in self.functions]}, got {depth}")
+
+
+def read(folder: Path) -> Manifest:
+    """The manifest of an export folder.
+
+    Raises:
+        FileNotFoundError, ValueError: there is none, or it is not one that this version writes.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no export folder at {folder}; make one with: python -m convert --out {folder}")
+    path = folder / FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"no {FILE} in {folder}; an export folder is what python -m convert writes")
+    record = config.load(path)
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise ValueError(f'{path} must have "format": "{FORMAT}"; it is no export of trm_mlx')
+    if record.get("version") != VERSION:
+        raise ValueError(f"{path} has version {record.get('version')!r}, this program reads {VERSION}")
+    return config.from_json(Manifest, record, str(path))
+
+
+def records(folder: Path) -> Iterator[FileRecord]:
+    """Every file of an export folder but the manifest, by path.
+
+    Raises:
+        ValueError: one is a link or no plain file.
+    """
+    found = [Path(place) / name for place, _, names in os.walk(folder) for name in names]
+    for path in sorted(found, key=lambda path: path.relative_to(folder).as_posix()):
+        inside = path.relative_to(folder).as_posix()
+        if path.is_symlink() or not path.is_file():
+            raise ValueError(f"{path} must be a plain file")
+        if inside != FILE:
+            yield FileRecord(path=inside, bytes=path.stat().st_size, sha256=_digest(path))
+
+
+def changed(folder: Path, manifest: Manifest) -> list[str]:
+    """The paths that are missing, added or not as they were written."""
+    told = {record.path: record for record in manifest.files}
+    found = {record.path: record for record in records(folder)}
+    return sorted(path for path in told.keys() | found.keys() if told.get(path) != found.get(path))
+
+
+def _digest(path: Path) -> str:
+    hashed = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            hashed.update(block)
+    return hashed.hexdigest()
+
+
+def text(manifest: Manifest) -> bytes:
+    """The manifest as its file holds it."""
+    return (json.dumps(config.to_json(manifest), indent=1, ensure_ascii=False) + "\n").encode()
