@@ -1,1 +1,1 @@
-"""Core ML export. Nothing is exported yet: the first release trains, generates and evaluates."""
+"""Core ML export: the model's program, its package, and the proof that both are one model. See docs/export.md."""

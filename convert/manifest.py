@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from trm_mlx import config
+from trm_mlx.tokenizer import Tokenizer
 
 FILE, TOKENIZER, GOLDEN = "manifest.json", "tokenizer.model", "golden.json"
 FORMAT, VERSION = "trm.export", 1
-CONTROLS = ("unknown", "bos", "eos", "pad", "user", "assistant", "end")
 
 StateKind = Literal["model", "host"]
+Compression = Literal["none", "int8", "int4", "lut8", "lut6", "lut4"]
 Precision = Literal["float16", "float32"]
 
 
@@ -35,13 +36,13 @@ class FunctionPair:
 class Tokens:
     """Ids of the control tokens."""
 
-    unknown: int = 0
-    bos: int = 1
-    eos: int = 2
-    pad: int = 3
-    user: int = 4
-    assistant: int = 5
-    end: int = 6
+    unknown: int = Tokenizer.unknown
+    bos: int = Tokenizer.bos
+    eos: int = Tokenizer.eos
+    pad: int = Tokenizer.pad
+    user: int = Tokenizer.user
+    assistant: int = Tokenizer.assistant
+    end: int = Tokenizer.end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +89,11 @@ class Manifest:
     version: Literal[1] = VERSION
     name: Annotated[str, "of the package and of the class that Xcode makes"]
     package: Annotated[str, "file name of the package"]
-    revision: Annotated[str, "sha256 of the model file that it was made from"]
+    revision: Annotated[str, "hash of the config, tokenizer and tensors that it was made from"]
     stored_parameters: int
     effective_parameters: Annotated[int, "at the deepest exported depth"]
     weights: Annotated[str, "how the matrices are stored, for people"]
+    compress: Annotated[Compression, "what coremltools rounded at export, which MLX did not"]
     precision: Precision
     state: Annotated[StateKind, "who owns the cache: a state of the package, or the app"]
     vocabulary: int
@@ -169,7 +171,7 @@ def records(folder: Path) -> Iterator[FileRecord]:
         inside = path.relative_to(folder).as_posix()
         if path.is_symlink() or not path.is_file():
             raise ValueError(f"{path} must be a plain file")
-        if inside != FILE:
+        if inside != FILE and path.name != ".DS_Store":  # which the Finder leaves
             yield FileRecord(path=inside, bytes=path.stat().st_size, sha256=_digest(path))
 
 

@@ -8,6 +8,7 @@ from trm_mlx.config import door, nearest
 
 VERBS = {
     "train": "train a model on text, or go on training",
+    "quantize": "round a model to 8, 6 or 4 bits",
     "generate": "write text",
     "evaluate": "perplexity and bits per byte of text, at each depth",
     "doctor": "what this machine has, how fast it is, what is missing",

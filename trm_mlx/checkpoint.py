@@ -1,6 +1,7 @@
 """The model folder: written whole or not at all, checked before a number of it is used.
 
-    config.json            {"format": "trm_mlx.model", "version": 1, "model": ModelConfig}
+    config.json            {"format": "trm_mlx.model", "version": 1, "model": ModelConfig}, and, of a quantized model,
+                           "grids": {name of a matrix: Grid}
     tokenizer.model        SentencePiece
     model.safetensors      the weights; its metadata holds the sha256 of both files above and of its own data
     training.safetensors   while training: weights, optimizer and averages, all that going on needs
@@ -11,27 +12,27 @@ renames leaves a folder that loads and resumes. File names are fixed: nothing in
 
 import fcntl
 import json
-import math
 import os
 import shutil
-import struct
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from hashlib import sha256
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
+from mlx import nn
 from mlx.utils import tree_unflatten
 
-from trm_mlx import config, files
+from trm_mlx import config, files, tensors
+from trm_mlx.adapt import grid
+from trm_mlx.adapt.grid import Grid
 from trm_mlx.model import ModelConfig, TinyRecursiveLM, named
 from trm_mlx.tokenizer import Tokenizer
 
 FORMAT = {"format": "trm_mlx.model", "version": 1}
-HEADER_BYTES = 1 << 22  # the header of a safetensors file of 30,000 tensors
-TYPES = {
-    "F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16, "U64": mx.uint64, "U32": mx.uint32,
-}  # fmt: skip
 CONFIG, TOKENIZER, MODEL, TRAINING = (
     "config.json",
     "tokenizer.model",
@@ -46,24 +47,30 @@ def save(
     tokenizer: Tokenizer,
     weights: Mapping[str, mx.array],
     dtype: mx.Dtype,
+    grids: Mapping[str, Grid] | None = None,
 ) -> None:
     """Write a model folder, or replace the weights of one of the same config and tokenizer.
 
     Args:
         folder: made if missing, under its name only when it is whole.
         weights: by name, as `model.parameters()` flattened; stored as `dtype`.
+        grids: of the matrices that `weights` holds as `grid.fit` gives them; those tensors are stored as they are.
 
     Raises:
         ValueError: the folder holds something else.
         OSError: it could not be written; what was there is as it was.
     """
-    document = json.dumps(FORMAT | {"model": config.to_json(model_config)}, indent=2) + "\n"
+    record = FORMAT | {"model": config.to_json(model_config)}
+    if grids:
+        record["grids"] = {name: config.to_json(each) for name, each in sorted(grids.items())}
+    document = json.dumps(record, indent=2) + "\n"
     owners = {"config": digest(document.encode()), "tokenizer": digest(tokenizer.bytes)}
-    arrays = {name: array.astype(dtype) for name, array in weights.items()}
+    kept = {part for name, each in (grids or {}).items() for part in each.names(name)}
+    arrays = {name: array if name in kept else array.astype(dtype) for name, array in weights.items()}
     if (folder / CONFIG).exists():
         if owners != _owners(folder):
             raise ValueError(f"{folder} holds another model; choose a folder that does not exist yet")
-        write_arrays(folder / MODEL, arrays, owners)
+        tensors.write(folder / MODEL, arrays, owners)
         return
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} must be a new or empty folder, or a model folder, got one with other files")
@@ -74,27 +81,45 @@ def save(
         aside.mkdir()
         files.replace(aside / CONFIG, document.encode())
         files.replace(aside / TOKENIZER, tokenizer.bytes)
-        write_arrays(aside / MODEL, arrays, owners)
+        tensors.write(aside / MODEL, arrays, owners)
         os.replace(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def load(folder: str | Path, dtype: mx.Dtype | None = None) -> tuple[TinyRecursiveLM, Tokenizer]:
-    """The model and tokenizer of a folder, ready to generate.
+@dataclass(frozen=True)
+class Contents:
+    """What a model folder holds, checked: tensors by name, those of `grids` as whole numbers and scales or tables."""
 
-    Args:
-        folder: a model folder.
-        dtype: to compute in. None: float32 on a CPU, where halves are slow, else as stored.
+    folder: Path
+    config: ModelConfig
+    tokenizer: Tokenizer
+    arrays: dict[str, mx.array]
+    grids: dict[str, Grid]
+    revision: str  # one for each content: a hash of the hashes of config, tokenizer and tensors
+
+    def dense(self) -> dict[str, mx.array]:
+        """The weights by name, every matrix of a grid as the float16 numbers that it stands for."""
+        held = {part for name, each in self.grids.items() for part in each.names(name)}
+        plain = {name: array for name, array in self.arrays.items() if name not in held}
+        return plain | {name: mx.array(grid.values(name, self.arrays, each)) for name, each in self.grids.items()}
+
+
+def contents(folder: str | Path) -> Contents:
+    """What a folder holds.
 
     Raises:
         FileNotFoundError: the folder or one of its three files is missing.
         ValueError: a file is damaged, foreign, of a future version, or belongs to another model.
     """
     folder = Path(folder)
-    model_config = load_config(folder)
+    model_config, grids = load_config(folder), load_grids(folder)
     _present(folder, TOKENIZER)
-    arrays, metadata = read_arrays(_present(folder, MODEL), model_config.stored_parameters())
+    parts = {name: each.parts(name, model_config.matrices()[name]) for name, each in grids.items()}
+    numbers = model_config.stored_parameters()
+    for name, part in parts.items():
+        numbers += sum(prod(shape) for shape, _ in part.values()) - prod(model_config.matrices()[name])
+    arrays, metadata = tensors.read(_present(folder, MODEL), numbers)
     for name, owner in _owners(folder).items():
         if metadata.get(name) != owner:
             file = folder / {"config": CONFIG, "tokenizer": TOKENIZER}[name]
@@ -106,22 +131,87 @@ def load(folder: str | Path, dtype: mx.Dtype | None = None) -> tuple[TinyRecursi
         )
     if model_config.blocks(1) > len(arrays):  # or many empty blocks would be made before shapes are compared
         raise ValueError(f"{folder / MODEL} must hold {model_config.blocks(1)} blocks, got {len(arrays)} tensors")
-    model = TinyRecursiveLM(model_config)
-    expected = {name: array.shape for name, array in named(model.parameters()).items()}
-    check_shapes(folder / MODEL, expected, arrays)
+    expected = {name: array.shape for name, array in named(TinyRecursiveLM(model_config).parameters()).items()}
+    expected = {name: shape for name, shape in expected.items() if name not in grids}
+    packed = {name: kind for part in parts.values() for name, kind in part.items()}
+    tensors.check_shapes(folder / MODEL, expected | {name: shape for name, (shape, _) in packed.items()}, arrays)
     for name, array in arrays.items():
-        if not mx.issubdtype(array.dtype, mx.floating):
+        if name in packed and array.dtype != packed[name][1]:
+            raise ValueError(f"{folder / MODEL}: {name!r} must be of {packed[name][1]}, got {array.dtype}")
+        if name not in packed and not mx.issubdtype(array.dtype, mx.floating):
             raise ValueError(f"{folder / MODEL}: {name!r} must be of floating point numbers, got {array.dtype}")
-    if dtype is None and mx.default_device() == mx.Device(mx.cpu):
-        dtype = mx.float32
-    model.update(tree_unflatten([(name, array.astype(dtype or array.dtype)) for name, array in arrays.items()]))
+    revision = digest("".join(metadata[each] for each in ("config", "tokenizer", "sha256")).encode())
+    return Contents(folder, model_config, tokenizer, arrays, grids, revision)
+
+
+def load(
+    folder: str | Path, dtype: mx.Dtype | None = None, packed: bool | None = None
+) -> tuple[TinyRecursiveLM, Tokenizer]:
+    """The model and tokenizer of a folder, ready to generate.
+
+    Args:
+        folder: a model folder.
+        dtype: to compute in. None: float32 on a CPU, where halves are slow, else as stored.
+        packed: multiply with the whole numbers of quantized matrices, where MLX can, instead of with the numbers that
+            they stand for. None: not on a CPU, where it is many times slower.
+
+    Raises:
+        FileNotFoundError, ValueError: as `contents` does.
+    """
+    held = contents(folder)
+    cpu = mx.default_device() == mx.Device(mx.cpu)
+    dtype = mx.float32 if dtype is None and cpu else dtype
+    model = TinyRecursiveLM(held.config)
+    dense = {name: array.astype(dtype or array.dtype) for name, array in held.dense().items()}
+    model.update(tree_unflatten(list(dense.items())))
+    if not cpu if packed is None else packed:
+        _pack(model, held, dtype or mx.float16)
     model.eval()
     mx.eval(model.parameters())
-    return model, tokenizer
+    return model, held.tokenizer
+
+
+def _pack(model: TinyRecursiveLM, held: Contents, dtype: mx.Dtype) -> None:
+    """Put the whole numbers in the place of matrices for which MLX has a product."""
+    for name, each in held.grids.items():
+        operands = grid.product_operands(name, held.arrays, each, dtype)
+        if operands is None:
+            continue
+        *owners, _ = name.split(".")
+        if owners == ["embedding"]:
+            layer: Any = nn.QuantizedEmbedding(32, 32, 32, each.bits)
+            model.embedding = layer
+        else:
+            layer = model
+            for owner in owners:
+                layer = layer[int(owner)] if owner.isdigit() else layer[owner]
+        layer.weight, layer.scales, layer.biases, group = operands
+        layer.group_size, layer.bits = group, each.bits
 
 
 def load_config(folder: Path) -> ModelConfig:
     """The shape of the model in a folder."""
+    return config.from_json(ModelConfig, _record(folder).get("model", {}), str(folder / CONFIG))
+
+
+def load_grids(folder: Path) -> dict[str, Grid]:
+    """The grids of a folder's matrices, by name; none in most folders."""
+    path, record = folder / CONFIG, _record(folder).get("grids", {})
+    if not isinstance(record, dict):
+        raise ValueError(f"{path}: grids must be a table of matrices and their grids")
+    known, grids = load_config(folder).matrices(), {}
+    for name, each in record.items():
+        if name not in known:
+            raise ValueError(f"{path}: grids names {name[:60]!r}, which is no matrix of this model")
+        grids[name] = config.from_json(Grid, each, f"{path}: grids.{name}")
+        try:
+            grids[name].groups(known[name])
+        except ValueError as error:
+            raise ValueError(f"{path}: grids.{name}: {error}") from None
+    return grids
+
+
+def _record(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise FileNotFoundError(f"no model folder at {folder}")
     path = _present(folder, CONFIG)
@@ -132,15 +222,15 @@ def load_config(folder: Path) -> ModelConfig:
         raise ValueError(
             f"{path} has version {record.get('version')!r}, this program reads {FORMAT['version']}; upgrade trm_mlx"
         )
-    for key in record.keys() - FORMAT.keys() - {"model"}:
-        raise ValueError(f"{path}: unknown key {key!r}; known are format, version, model")
-    return config.from_json(ModelConfig, record.get("model", {}), str(path))
+    for key in record.keys() - FORMAT.keys() - {"model", "grids"}:
+        raise ValueError(f"{path}: unknown key {key!r}; known are format, version, model, grids")
+    return record
 
 
 def save_training(folder: Path, arrays: Mapping[str, mx.array], facts: Mapping[str, str]) -> None:
     """Replace training.safetensors: the arrays of `loop.Run` and what they belong to, as metadata."""
     facts = {**_owners(folder), **facts}
-    write_arrays(folder / TRAINING, arrays, {**facts, "facts": _facts_digest(facts)})
+    tensors.write(folder / TRAINING, arrays, {**facts, "facts": _facts_digest(facts)})
 
 
 def load_training(folder: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
@@ -149,7 +239,8 @@ def load_training(folder: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
     Raises:
         FileNotFoundError, ValueError: as `load` does.
     """
-    arrays, facts = read_arrays(_present(folder, TRAINING))
+    arrays, facts = tensors.read(_present(folder, TRAINING))
+    facts.pop("sha256")
     if facts.pop("facts", None) != _facts_digest(facts):
         raise ValueError(f"{folder / TRAINING} is damaged: its facts are not those it was saved with")
     if {name: facts.get(name) for name in ("config", "tokenizer")} != _owners(folder):
@@ -191,98 +282,3 @@ def _present(folder: Path, name: str) -> Path:
     if not (folder / name).is_file():
         raise FileNotFoundError(f"no {name} in {folder}; a model folder holds {CONFIG}, {TOKENIZER} and {MODEL}")
     return folder / name
-
-
-def check_shapes(path: Path, expected: Mapping[str, tuple[int, ...]], arrays: Mapping[str, mx.array]) -> None:
-    """Refuse tensors that are missing, unknown or of another shape than the config asks for."""
-    for name in sorted(expected.keys() | arrays.keys()):
-        if name not in arrays:
-            raise ValueError(f"{path}: tensor {name!r} is missing")
-        if name not in expected:
-            raise ValueError(f"{path}: tensor {name!r} is unknown to a model of this {CONFIG}")
-        if arrays[name].shape != expected[name]:
-            raise ValueError(f"{path}: {name!r} must be {expected[name]}, got {arrays[name].shape}")
-
-
-def write_arrays(path: Path, arrays: Mapping[str, mx.array], facts: Mapping[str, str]) -> None:
-    """Write a safetensors file whose metadata holds the facts and the sha256 of the data.
-
-    The same arrays give the same bytes. Format: huggingface.co/docs/safetensors.
-    """
-    names = {dtype: name for name, dtype in TYPES.items()}
-    mx.eval(list(arrays.values()))
-    header, data, hashed, start = {}, [], sha256(), 0
-    for name, array in sorted(arrays.items()):
-        plain = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
-        # Arrays are buffers, though MLX's type stubs do not say so.
-        whole = memoryview(mx.contiguous(plain))  # ty: ignore[invalid-argument-type]
-        data.append(whole.cast("B") if array.size else memoryview(b""))
-        hashed.update(data[-1])
-        header[name] = {
-            "dtype": names[array.dtype],
-            "shape": array.shape,
-            "data_offsets": [start, start + array.nbytes],
-        }
-        start += array.nbytes
-    content = json.dumps({"__metadata__": {**facts, "sha256": hashed.hexdigest()}, **header}).encode()
-    content += b" " * (-len(content) % 8)
-    files.replace(path, struct.pack("<Q", len(content)), content, *data)
-
-
-def read_arrays(path: Path, numbers: int | None = None) -> tuple[dict[str, mx.array], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file, once everything that it says of itself holds.
-
-    Args:
-        numbers: how many numbers the tensors must hold together; checked before any is read.
-
-    Raises:
-        ValueError: the file is cut short, garbled, of other types, or not one that `write_arrays` made.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = struct.unpack("<Q", file.read(8))[0] if size >= 8 else size
-        if length > min(HEADER_BYTES, size - 8):
-            raise ValueError(f"{path} must be a safetensors file, got {size} bytes that are not; it may be cut short")
-        try:
-            header = json.loads(file.read(length), object_pairs_hook=_once)
-            facts = {str(key): str(value) for key, value in header.pop("__metadata__").items()}
-            spans = sorted(_span(name, entry) for name, entry in header.items())
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            raise ValueError(f"{path} must be a safetensors file saved by trm_mlx, got another header") from None
-        end = 0
-        for start, stop, _ in spans:
-            if start != end:
-                raise ValueError(f"{path}: its tensors must follow each other without gaps; it is damaged")
-            end = stop
-        if end != size - 8 - length:
-            raise ValueError(f"{path} must hold {end} bytes of tensors, got {size - 8 - length}; it may be cut short")
-        held = sum(math.prod(entry["shape"]) for entry in header.values())
-        if numbers is not None and held != numbers:
-            raise ValueError(f"{path} must hold the {numbers} numbers of its {CONFIG}, got {held}")
-        hashed = sha256()
-        while block := file.read(1 << 20):
-            hashed.update(block)
-    if facts.pop("sha256", None) != hashed.hexdigest():
-        raise ValueError(f"{path} is damaged: its data are not those it was saved with; restore it from a copy")
-    try:
-        arrays = mx.load(str(path))
-        assert isinstance(arrays, dict)
-        return arrays, facts
-    except (RuntimeError, ValueError):  # JSON that Python reads and MLX does not, such as NaN
-        raise ValueError(f"{path} must be a safetensors file saved by trm_mlx, got another header") from None
-
-
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A JSON object, none of whose keys comes twice: parsers differ in which one they believe."""
-    if len(dict(pairs)) != len(pairs):
-        raise ValueError("a key comes twice")
-    return dict(pairs)
-
-
-def _span(name: str, entry: dict) -> tuple[int, int, str]:
-    start, stop = entry["data_offsets"]
-    shape = entry["shape"]
-    whole = all(type(each) is int and each >= 0 for each in (start, stop, *shape))
-    if not whole or stop - start != math.prod(shape) * TYPES[entry["dtype"]].size or len(shape) > 8:
-        raise ValueError(name)
-    return start, stop, name

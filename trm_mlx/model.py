@@ -27,7 +27,10 @@ EPSILON = 1e-5  # of every RMS normalisation; float16 cannot hold squares of muc
 
 
 class Linear(nn.Module):
-    """A matrix without bias; with a rank, plus a low-rank correction of its own for each pass."""
+    """A matrix without bias; with a rank, plus a low-rank correction of its own for each pass.
+
+    `packed` puts whole numbers and scales in place of the matrix (see `adapt.grid`).
+    """
 
     def __init__(self, shape: tuple[int, int], passes: int = 0, rank: int = 0) -> None:
         super().__init__()
@@ -38,7 +41,12 @@ class Linear(nn.Module):
 
     def __call__(self, x: mx.array, index: int = 0) -> mx.array:
         """(..., inputs) -> (..., outputs); index: the pass, from 0."""
-        y = x @ self.weight.T
+        if "scales" in self:
+            y = mx.quantized_matmul(
+                x, self.weight, self.scales, self.biases, group_size=self.group_size, bits=self.bits
+            )
+        else:
+            y = x @ self.weight.T
         return y + (x @ self.lora_a[index].T) @ self.lora_b[index].T if "lora_a" in self else y
 
 

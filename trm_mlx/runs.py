@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 
 import mlx.core as mx
 
-from trm_mlx import checkpoint, config, data, journal
+from trm_mlx import checkpoint, config, data, journal, tensors
 from trm_mlx.loop import FitConfig, Run
 from trm_mlx.model import ModelConfig, TinyRecursiveLM, named
 from trm_mlx.tokenizer import Tokenizer
@@ -125,7 +125,7 @@ def _new_model(settings: TrainConfig) -> tuple[TinyRecursiveLM, Tokenizer]:
 
 def _adopted_model(settings: TrainConfig, given: frozenset[str]) -> tuple[TinyRecursiveLM, Tokenizer]:
     assert settings.init
-    model, tokenizer = checkpoint.load(settings.init, mx.float32)
+    model, tokenizer = checkpoint.load(settings.init, mx.float32, packed=False)
     if settings.tokenizer and Tokenizer.load(settings.tokenizer).bytes != tokenizer.bytes:
         raise ValueError(f"--tokenizer must be that of the model at {settings.init}; leave it out")
     old, shape, length = model.config, adopted(settings, given).model, settings.fit.length
@@ -191,7 +191,7 @@ class Standing:
 
 def restore(folder: Path, settings: TrainConfig) -> Standing:
     """The run in a folder, as it was saved last."""
-    model, tokenizer = checkpoint.load(folder, mx.float32)
+    model, tokenizer = checkpoint.load(folder, mx.float32, packed=False)
     corpus = data.Corpus.load(folder / CORPUS, verify=True)
     if corpus.tokenizer_sha256 != checkpoint.digest(tokenizer.bytes):
         raise ValueError(f"{folder / CORPUS} was made with another tokenizer than {checkpoint.TOKENIZER}")
@@ -207,7 +207,7 @@ def restore(folder: Path, settings: TrainConfig) -> Standing:
         raise ValueError(f"{path} must say its step, best score and wait, got {sorted(facts)}") from None
     run = Run(model, settings.fit)
     own = run.arrays()
-    checkpoint.check_shapes(path, {name: array.shape for name, array in own.items()}, arrays)
+    tensors.check_shapes(path, {name: array.shape for name, array in own.items()}, arrays)
     for name, array in arrays.items():
         if array.dtype != own[name].dtype:
             raise ValueError(f"{path}: {name!r} must be {own[name].dtype}, got {array.dtype}")

@@ -99,6 +99,13 @@ class ModelConfig:
             zip(("attention.qkv", "attention.out", "feed_forward.up", "feed_forward.down"), shapes, strict=True)
         )
 
+    def matrices(self) -> dict[str, tuple[int, int]]:
+        """Shape (outputs, inputs) of each matrix of the model, the embedding first, by the name of its tensor."""
+        counts = {"prelude": self.prelude, "core": self.core, "coda": self.coda}
+        blocks = [f"{part}.{place}" for part, count in counts.items() for place in range(count)]
+        found = {f"{block}.{name}.weight": shape for block in blocks for name, shape in self.linears().items()}
+        return {"embedding.weight": (self.vocabulary, self.width), **found}
+
     def _block(self) -> tuple[int, int, int]:
         """Numbers in a block's matrices, in its vectors, and in its low-rank corrections for one pass."""
         shapes = self.linears().values()
