@@ -115,7 +115,9 @@ def finish(path: Path, held: Contents, plan: Plan, name: str) -> None:
     file = path / SPEC
     spec = Model_pb2.Model()
     spec.ParseFromString(file.read_bytes())
-    sizes = {name: T for pair in plan.pairs(held.config) for name, T in ((pair.decode, 1), (pair.prefill, plan.chunk))}
+    sizes = {
+        name: T for pair in plan.pairs(held.config) for name, T in ((pair.decode, 1), (pair.prefill, plan.chunk))
+    }
     for function in spec.description.functions:
         tokens = sizes[function.name]
         for feature in (*function.input, *function.output, *function.state):
