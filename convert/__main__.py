@@ -11,10 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
+from convert import NEEDED
 from convert.manifest import Compression, Precision, StateKind
 from trm_mlx import PRETRAINED, config
-
-NEEDED = 'coremltools must be installed to write Core ML packages; run: pip install -e ".[convert]"'
 
 
 @dataclass(frozen=True, kw_only=True)

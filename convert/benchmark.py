@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
@@ -85,8 +85,8 @@ def prepare(settings: BenchmarkConfig) -> tuple[Manifest, BenchmarkConfig, list[
     """
     export = manifest.read(settings.export)
     depths = [export.pair(depth).depth for depth in settings.depths or (None,)]
-    if export.vocabulary <= len(manifest.CONTROLS):
-        raise ValueError(f"vocabulary must be above {len(manifest.CONTROLS)}, got {export.vocabulary}")
+    if export.vocabulary <= len(fields(manifest.Tokens)):
+        raise ValueError(f"vocabulary must be above {len(fields(manifest.Tokens))}, got {export.vocabulary}")
     if settings.json and (settings.json.is_dir() or not settings.json.parent.is_dir()):
         raise ValueError(f"--json must name a file in a folder that is there, got {settings.json}")
     fitted = scaled(settings, export.context)
@@ -107,7 +107,7 @@ def synthetic(seed: int, count: int, vocabulary: int) -> list[int]:
 
     Source: SplitMix64, Steele, Lea and Flood, OOPSLA 2014.
     """
-    first, ids = len(manifest.CONTROLS), []
+    first, ids = len(fields(manifest.Tokens)), []
     for number in range(1, count + 1):
         z = seed + number * 0x9E3779B97F4A7C15 & WORD
         z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & WORD

@@ -105,6 +105,11 @@ class WeightFile:
             raise ValueError(f"{where} has {length} bytes with {unused} bits unused, which is not {shape} of {kind}")
         return self._bytes[start : start + length]
 
+    def span(self, offset: int) -> tuple[int, int]:
+        """First byte of the record at an offset, which `data` has accepted, and the first one after its data."""
+        _, _, length, start, _ = RECORD.unpack(self._bytes[offset : offset + RECORD.size].tobytes())
+        return offset, start + length
+
     def read(self, offset: int, kind: str, shape: tuple[int, ...]) -> np.ndarray:
         """The values of one record, of this shape; see `data` and `unpack`."""
         return unpack(self.data(offset, kind, shape), kind, shape)

@@ -50,14 +50,14 @@ def narrow(whole: np.ndarray, bits: int, *, signed: bool) -> np.ndarray:
 def weight_id(value: np.ndarray) -> str:
     """The same for equal constants, and only for them: coremltools stores those of one id once."""
     kind = f"{types.builtin_to_string(types.numpy_type_to_builtin_type(value.dtype))}{value.shape}"
-    return f"{kind} {hashlib.sha256(np.ascontiguousarray(value)).hexdigest()}"
+    return f"{kind} {hashlib.sha256(value.tobytes()).hexdigest()}"
 
 
 def rounded(model: "ct.models.MLModel", how: Compression) -> "ct.models.MLModel":
     """A single-function model whose matrices coremltools rounded by its own rules, which MLX does not know."""
     if how.startswith("int"):
-        four = {"granularity": "per_block", "block_size": 32} if how == "int4" else {}
-        each = cto.OpLinearQuantizerConfig(mode="linear_symmetric", dtype=how, weight_threshold=LEAST, **four)
+        by: Any = {"granularity": "per_block", "block_size": 32} if how == "int4" else {}
+        each = cto.OpLinearQuantizerConfig(mode="linear_symmetric", dtype=how, weight_threshold=LEAST, **by)
         return cto.linear_quantize_weights(model, cto.OptimizationConfig(global_config=each))
     each = cto.OpPalettizerConfig(mode="kmeans", nbits=int(how[3:]), weight_threshold=LEAST)
     return cto.palettize_weights(model, cto.OptimizationConfig(global_config=each))

@@ -54,13 +54,13 @@ class Package:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.spec, self._functions, weights = read_package(path)
+        self.spec, self._functions, self.weight_file = read_package(path)
         self.functions = tuple(self._functions)
         self._dense: dict[tuple, np.ndarray] = {}  # constants as carried, by where they lie: one for all functions
         self._fixed: dict[str, dict[str, np.ndarray]] = {}
         self._steps: dict[str, list[Step]] = {}
         if any(each.stored for each in self._functions.values()):
-            self._file = WeightFile(weights)
+            self._file = WeightFile(self.weight_file)
         for function in self._functions.values():
             for name, offset in function.stored.items():
                 with naming(f"{function.name}: constant {name}"):
@@ -82,9 +82,25 @@ class Package:
         """Every state, filled with zeros."""
         return {name: np.zeros(shape, kind) for name, (kind, shape) in self.states(function).items()}
 
+    def kind(self, function: str, name: str) -> Tensor:
+        """Type and shape of anything that a function makes or is given, but for its states."""
+        return self._function(function).types[name]
+
+    def stored(self, function: str) -> dict[str, int]:
+        """Where each constant of the weight file lies there, by name."""
+        return dict(self._function(function).stored)
+
     def operations(self, function: str) -> list[Operation]:
         """Every operation in order, constants too."""
         return list(self._function(function).operations)
+
+    def offsets(self) -> set[int]:
+        """Where the records of the weight file lie that a function uses."""
+        return {offset for each in self._functions.values() for offset in each.stored.values()}
+
+    def record(self, offset: int) -> tuple[int, int]:
+        """First byte of a record, its head included, and the first one after its data."""
+        return self._file.span(offset)
 
     def constants(self, function: str) -> dict[str, np.ndarray]:
         """Every constant of the weight file by name, as stored; types narrower than a byte as int8 or uint8.
@@ -93,6 +109,13 @@ class Package:
         """
         found = self._function(function)
         return {name: self._file.read(offset, *found.types[name]) for name, offset in found.stored.items()}
+
+    def constant(self, function: str, name: str) -> np.ndarray | None:
+        """The value of one constant, in the program as it is carried or in the file as stored; None if it is none."""
+        found = self._function(function)
+        if name in found.stored:
+            return self._file.read(found.stored[name], *found.types[name])
+        return found.values.get(name)
 
     def weights(self, function: str) -> dict[str, np.ndarray]:
         """Every weight by name, decoded to its declared type, and none of what it is decoded from."""

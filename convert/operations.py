@@ -284,6 +284,7 @@ OPERATIONS = {
     "concat": Rule("values*:T axis:int32 interleave?:bool -> T", concat),
     "conv": Rule(CONV, conv, rounds=True, sums=True),
     "expand_dims": Rule("x:T axes:int32 -> T", lambda x, axes: np.expand_dims(x, tuple(map(int, axes)))),
+    "floor_div": Rule("x:N y:N -> N", lambda x, y: np.floor_divide(x, y), rounds=True),
     "gather": Rule("x:T indices:I axis?:int32 batch_dims?:int32 validate_indices?:bool -> T", gather),
     "greater": Rule("x:N y:N -> bool", lambda x, y: x > y),
     "greater_equal": Rule("x:N y:N -> bool", lambda x, y: x >= y),

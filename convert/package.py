@@ -7,18 +7,14 @@ to run (random identifiers, the order of maps, dates, file modes) is written ane
 import contextlib
 import io
 import json
-import logging
 import os
-import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Generator
 from importlib.metadata import version
 from pathlib import Path
 
-with contextlib.redirect_stderr(io.StringIO()):  # it says at import that it cannot predict here
-    logging.getLogger("coremltools").setLevel(logging.ERROR)
-    import coremltools as ct
+import coremltools as ct
 from coremltools.converters.mil.mil import Program
 from coremltools.proto import Model_pb2
 
@@ -165,14 +161,3 @@ def quiet() -> Generator[None]:
     """Without coremltools' own progress and warnings, which are not about what the user asked."""
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         yield
-
-
-def room(folder: Path, needed: int) -> None:
-    """Refuse to begin what will not fit.
-
-    Raises:
-        OSError: the disk has less than `needed` bytes left.
-    """
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise OSError(f"{folder} must have {needed / 1e6:.0f} MB free, got {free / 1e6:.0f}; free some space")

@@ -125,12 +125,12 @@ class Step:
 
     def _store(self, state: Var, rows: Var) -> None:
         """Write all new rows at once: reading a state again after a write is what compilers get wrong."""
-        count, heads, _, width = rows.shape
-        zeros, zero = np.zeros(2, np.int32), np.zeros(1, np.int32)
-        begin = mb.concat(values=[zeros, self.position, zero], axis=0, name="cache_begin")
+        config, zero = self.config, np.zeros(1, np.int32)
+        begin = mb.concat(values=[np.zeros(2, np.int32), self.position, zero], axis=0, name="cache_begin")
         after = mb.add(x=self.position, y=np.array([self.T], np.int32), name="position_after")
-        sizes = np.array([count, heads], np.int32)
-        end = mb.concat(values=[sizes, after, np.array([width], np.int32)], axis=0, name="cache_end")
+        sizes = np.array([2 * self.plan.slots(config, self.depth), config.kv_heads], np.int32)
+        width = np.array([config.head_width], np.int32)
+        end = mb.concat(values=[sizes, after, width], axis=0, name="cache_end")
         filled = mb.slice_update(x=self.past, update=rows, begin=begin, end=end, name="cache_filled")
         mb.coreml_update_state(state=state, value=filled, name="cache_update")
 
