@@ -1,7 +1,7 @@
 """`python -m convert.verify DIR`: proof that the saved package computes what MLX does, on any machine.
 
 The package is made again from the model and compared operation by operation, number by number; then what is saved is
-run by our own interpreter, through prefill, decode and the state, and held against MLX. On a Mac Core ML is asked too.
+run by our own interpreter, through prefill, decode and the state, and held against MLX. On a Mac Core ML answers too.
 """
 
 import sys
