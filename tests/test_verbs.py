@@ -20,8 +20,10 @@ pytest_plugins = ["tiny_folder"]
 
 CONFIGS = {
     "train": "TrainConfig",
+    "quantize": "QuantizeConfig",
     "generate": "GenerateConfig",
     "evaluate": "EvaluateConfig",
+    "benchmark": "BenchmarkConfig",
     "doctor": "DoctorConfig",
 }
 
