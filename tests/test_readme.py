@@ -21,6 +21,7 @@ SETTINGS = {
     "train": "TrainConfig",
     "generate": "GenerateConfig",
     "evaluate": "EvaluateConfig",
+    "benchmark": "BenchmarkConfig",
     "doctor": "DoctorConfig",
 }
 
