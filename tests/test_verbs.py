@@ -20,6 +20,7 @@ pytest_plugins = ["tiny_folder"]
 
 CONFIGS = {
     "train": "TrainConfig",
+    "quantize": "QuantizeConfig",
     "generate": "GenerateConfig",
     "evaluate": "EvaluateConfig",
     "doctor": "DoctorConfig",
