@@ -253,9 +253,12 @@ def test_an_output_below_a_file_is_refused(folder, capsys):
     assert "must be in a folder" in line
 
 
-def test_a_quantized_model_is_not_quantized_again(made, tmp_path, capsys):
-    assert "is quantized already" in refused(capsys, "--model", made[0], "--out", tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
+def test_a_quantized_model_rounded_again_by_the_same_grid_is_the_same_model(made, story, tmp_path, capsys):
+    settings = QuantizeConfig(model=made[0], out=tmp_path / "again", data=(story,), bits=4)
+    assert [one.difference for one in quantize.quantize(settings).damage] == [0, 0]
+    assert "is quantized already" in capsys.readouterr().err
+    first, second = (checkpoint.contents(each).dense() for each in (made[0], tmp_path / "again"))
+    assert all(np.array_equal(np.array(first[name]), np.array(second[name])) for name in first)
 
 
 def test_a_width_that_32_does_not_divide_is_refused(tmp_path, capsys):

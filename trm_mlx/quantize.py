@@ -87,15 +87,17 @@ class Quantized:
 
 
 def quantize(settings: QuantizeConfig) -> Quantized:
-    """Write a quantized model folder beside a plain one, which is left as it is.
+    """Write a quantized model folder beside another one, which is left as it is.
 
     Raises:
         FileNotFoundError: the model or the data is missing.
-        ValueError: the model is quantized already or broken, the output exists, or a matrix does not suit the grid.
+        ValueError: the model is broken, the output exists, or a matrix does not suit the grid.
     """
     held = checkpoint.contents(settings.model)
     if held.grids:
-        raise ValueError(f"{settings.model} is quantized already; quantize the folder that it was made from")
+        _say(
+            f"{settings.model} is quantized already: its rounded numbers are rounded again, and are the ones compared"
+        )
     if settings.out.exists():
         raise ValueError(f"{settings.out} must be a new folder; remove it, or choose another --out")
     if not next(parent for parent in settings.out.absolute().parents if parent.exists()).is_dir():
@@ -107,7 +109,7 @@ def quantize(settings: QuantizeConfig) -> Quantized:
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     text = _text(settings, held.tokenizer)  # a missing file is told before the work
-    began, arrays = time.perf_counter(), dict(held.arrays)
+    began, arrays = time.perf_counter(), held.dense()
     due = began + REPORT_SECONDS
     for number, (name, each) in enumerate(grids.items()):
         if time.perf_counter() >= due:
