@@ -115,7 +115,11 @@ def quantize(settings: QuantizeConfig) -> Quantized:
         if time.perf_counter() >= due:
             _say(f"rounding  matrices {number}/{len(grids)}")
             due = time.perf_counter() + REPORT_SECONDS
-        arrays |= grid.fit(name, np.array(arrays.pop(name).astype(mx.float32)), each)
+        matrix = arrays.pop(name)
+        if held.grids.get(name) == each:
+            arrays |= {part: held.arrays[part] for part in each.names(name)}
+        else:
+            arrays |= grid.fit(name, np.array(matrix.astype(mx.float32)), each)
     seconds = time.perf_counter() - began
     length = min(held.config.window or held.config.context, held.config.context)
     before = _scores(settings.model, text, length)  # a model that cannot be measured leaves no folder
