@@ -43,6 +43,27 @@ def test_trim_beyond_the_length_is_refused():
         Cache(1, 1, 1, 1).trim(1)
 
 
+def test_selected_rows_go_on_as_texts_of_their_own(tiny):
+    model, ids = tiny(), mx.array([[5, 6, 7], [5, 9, 8]])
+    cache = model.cache()
+    model(ids, cache=cache)
+    cache.select([1, 0, 1])
+    following = mx.array([[10], [11], [12]])
+    again = model(following, cache=cache)
+    whole = model(mx.concatenate([ids[mx.array([1, 0, 1])], following], axis=1))[:, -1:]
+    assert mx.allclose(again, whole, rtol=1e-4, atol=1e-4)
+    assert cache.length == 4
+
+
+@pytest.mark.parametrize("rows", [[], [2], [0, -1]])
+def test_rows_that_are_not_there_are_refused(tiny, rows):
+    model = tiny()
+    cache = model.cache()
+    model(mx.array([[5], [6]]), cache=cache)
+    with pytest.raises(ValueError, match="rows must be some of the 2 that the cache holds"):
+        cache.select(rows)
+
+
 def test_slots_are_one_for_each_layer_and_pass():
     cache = Cache(3, 2, 4, 1)
     assert len(cache.slots) == 2 + 3 * 4 + 1

@@ -86,7 +86,9 @@ def test_each_way_of_sampling_has_its_effect(loaded):
     greedy, usual = tokens(temperature=0), tokens(top_k=0)
     assert greedy == tokens(temperature=0, seed=8) == tokens(top_k=1) == tokens(min_p=1.0) == tokens(top_p=1e-9)
     assert tokens(temperature=0, repetition_penalty=2.0) != greedy
-    for option in ({"temperature": 2.0}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.3}, {"seed": 1}):
+    assert tokens(temperature=0, presence_penalty=50.0) != greedy != tokens(temperature=0, frequency_penalty=50.0)
+    changes = [{"temperature": 2.0}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.3}, {"seed": 1}, {"typical_p": 0.2}]
+    for option in [*changes, {"bias": ("a=9",)}, {"ban": ("a", "e")}, {"beams": 3, "top_k": 40}, {"best_of": 8}]:
         assert tokens(**{"top_k": 0, **option}) != usual, option
 
 
@@ -111,10 +113,13 @@ def test_a_stop_text_cuts_the_text(loaded):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_token": 3}, "unknown option 'max_token'; known are depth, max_tokens, min_p"),
+        ({"max_token": 3}, "unknown option 'max_token'; known are ban, beams, best_of, bias, depth"),
         ({"seed": 2**64}, "seed must be at least 0 and below"),
         ({"stop": "END"}, "stop must be a tuple of texts"),
         ({"depth": 3}, "depth must be 1 to 2"),
+        ({"beams": 2, "top_k": 3}, "beams draw nothing, so top_k must be left at 40, got 3"),
+        ({"beams": 2, "best_of": 2}, "give beams or best_of, not both"),
+        ({"ban": "moon"}, "ban must be a tuple of texts"),
     ],
 )
 def test_an_option_that_is_wrong_is_refused(loaded, options, message):
@@ -213,6 +218,23 @@ def test_json_holds_the_reply_and_how_it_was_made(folder, loaded, capsys):
     assert record["tokens_per_second"] > 0
 
 
+def test_a_search_prints_its_text_at_the_end_and_says_how_it_was_found(folder, loaded, capsys):
+    model = ("--model", folder, "--prompt", PROMPT, "--max-tokens", 8)
+    for flags, options in ((("--beams", 3), {"beams": 3}), (("--best-of", 3), {"best_of": 3})):
+        expected = generate(*loaded, PROMPT, max_tokens=8, ban=("e",), **options)
+        assert printed(capsys, *model, *flags, "--ban", "e") == f"{PROMPT}{expected.text}\n"
+        record = json.loads(printed(capsys, *model, *flags, "--ban", "e", "--json"))
+        assert (record["text"], tuple(record["tokens"])) == (expected.text, expected.tokens)
+        assert record["score"] == pytest.approx(expected.score)
+        assert (record["words"]["ban"], record["search"] | options) == (["e"], record["search"])
+        assert record["tokens_per_second"] < len(record["tokens"]) / record["seconds"] * 1.01
+
+
+def test_beams_may_be_told_of_temperature_0(loaded):
+    cold = generate(*loaded, PROMPT, max_tokens=5, beams=2, temperature=0)
+    assert cold.tokens == generate(*loaded, PROMPT, max_tokens=5, beams=2).tokens
+
+
 def test_run_gives_the_reply(folder, loaded, capsys):
     settings = GenerateConfig(prompt=PROMPT, model=folder, stream=StreamConfig(max_tokens=5))
     assert run(settings).tokens == generate(*loaded, PROMPT, max_tokens=5).tokens
@@ -236,6 +258,20 @@ def test_run_gives_the_reply(folder, loaded, capsys):
         (["--prompt", "a", "--top-k", "-1"], "top_k must be at least 0"),
         (["--prompt", "a", "--min-p", "2"], "min_p must lie between 0 and 1"),
         (["--prompt", "a", "--repetition-penalty", "0"], "repetition_penalty must be finite and above 0"),
+        (["--prompt", "a", "--typical-p", "0"], "typical_p must be above 0"),
+        (["--prompt", "a", "--presence-penalty", "101"], "presence_penalty must lie between -100 and 100, got 101"),
+        (["--prompt", "a", "--frequency-penalty", "nan"], "--frequency-penalty must be a finite number"),
+        (["--prompt", "a", "--bias", "moon"], 'bias must be "word=X" or "#id=X", X from -100 to 100, got'),
+        (["--prompt", "a", "--bias", "moon river=1"], "bias must be for one token, got 'moon river', which is 2"),
+        (["--prompt", "a", "--bias", "#512=1"], "bias must be for ids from 0 to 511, got #512"),
+        (["--prompt", "a", "--ban", ""], "a banned text must not be empty"),
+        (["--prompt", "a", "--beams", "-1"], "beams must be at least 0, got -1"),
+        (["--prompt", "a", "--beams", "2", "--temperature", "1"], "temperature must be left at 0.8, got 1.0"),
+        (["--prompt", "a", "--beams", "2", "--best-of", "2"], "give beams or best_of, not both"),
+        (["--prompt", "a", "--length-penalty", "1"], "length_penalty is of a beam search; give beams too"),
+        (["--prompt", "a", "--beams", "2", "--length-penalty", "-1"], "length_penalty must be finite and at least 0"),
+        (["--prompt", "a", "--best-of", "0"], "best_of must be at least 1, got 0"),
+        (["--prompt", "a", "--best-of", "2", "--temperature", "0"], "best_of must have a temperature above 0"),
         (["--prompt", "a", "--stop", ""], "a stop text must not be empty"),
         (["--prompt", "a", "--model", "{tmp}/none"], "no model folder at .*none"),
         (["--prompt", "a", "--model", "{tmp}"], "no config.json in"),

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trm_mlx.decode.sampling import History, SamplingConfig, exponential, sample, uniform
+from trm_mlx.decode.penalties import History
+from trm_mlx.decode.sampling import SamplingConfig, exponential, sample, uniform
 
 GOLDEN = Path(__file__).parent / "golden"
 VECTORS = json.loads((GOLDEN / "sampler.json").read_text())

@@ -36,6 +36,17 @@ class Script(TinyRecursiveLM):
         return mx.array(self.value) * (mx.arange(self.config.vocabulary) == token)[None, None]
 
 
+class Yes(Script):
+    """A model that would say 300, and a little less gladly 301."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__([], vocabulary)
+
+    def __call__(self, ids, *, cache=None, **options):
+        at = mx.arange(self.config.vocabulary)
+        return (2.0 * (at == 300) + 1.1 * (at == 301))[None, None]
+
+
 def said(tokenizer: Tokenizer, tokens: list[int], *stop: str, context: int = 64, **settings) -> list[Event]:
     model = Script(list(tokens), tokenizer.vocabulary, context)
     config = StreamConfig(stop=stop, **{"max_tokens": len(tokens), **settings})
@@ -104,6 +115,21 @@ def test_repetition_penalty_counts_the_prompt_and_what_was_written(loaded):
     assert found == uncached(model, prompt, len(found), sampling)
     assert len({*found, *prompt}) == len({*prompt}) + len(found)  # nothing comes twice
     assert found != tokens_of(model, tokenizer, prompt, GREEDY, max_tokens=30)
+
+
+@pytest.mark.parametrize("name", ["presence_penalty", "frequency_penalty"])
+def test_presence_and_frequency_count_the_prompt_and_what_was_written(loaded, name):
+    sampling, prompt = SamplingConfig(temperature=0, **{name: 3.0}), [1, *[300] * 5, *prompt_of(9)[1:]]
+    found = tokens_of(*loaded, prompt, sampling, max_tokens=15)
+    assert found == uncached(loaded[0], prompt, len(found), sampling)
+    assert found != tokens_of(*loaded, prompt, GREEDY, max_tokens=15)
+
+
+def test_a_token_of_the_prompt_is_penalized_for_every_time_it_came(loaded):
+    model = Yes(loaded[1].vocabulary)
+    for count, token in ((1, 300), (3, 300), (4, 301)):
+        sampling = SamplingConfig(temperature=0, frequency_penalty=0.25)
+        assert tokens_of(model, loaded[1], [1, *[300] * count], sampling, max_tokens=1) == [token]
 
 
 # The same seed, the same text.

@@ -3,6 +3,8 @@
 Shapes: B batch, N key-value heads, S positions, K head width.
 """
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 
 CHUNK = 256  # positions added at a time; a longer chunk wastes memory, a shorter one copies more often
@@ -32,6 +34,11 @@ class Slot:
         self.keys[:, :, start : self.length] = keys
         self.values[:, :, start : self.length] = values
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+    def select(self, rows: mx.array) -> None:
+        """Keep these rows of the batch, in this order; a row may come several times, or not at all."""
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = mx.take(self.keys, rows, axis=0), mx.take(self.values, rows, axis=0)
 
 
 def _grown(old: mx.array | None, new: mx.array, capacity: int) -> mx.array:
@@ -76,3 +83,16 @@ class Cache:
             raise ValueError(f"a cache is trimmed to between 0 and its {self.length} positions, got {length}")
         for slot in self.slots:
             slot.length = length
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep these rows of the batch, in this order; a row may come several times, or not at all.
+
+        Raises:
+            ValueError: there is no such row, or none is kept.
+        """
+        held = self.arrays[0].shape[0] if self.arrays else 0
+        if not rows or not 0 <= min(rows) <= max(rows) < held:
+            raise ValueError(f"rows must be some of the {held} that the cache holds, got {list(rows)}")
+        if list(rows) != list(range(held)):
+            for slot in self.slots:
+                slot.select(mx.array(list(rows)))

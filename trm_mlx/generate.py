@@ -7,13 +7,17 @@ from dataclasses import asdict, dataclass, field, fields
 from io import TextIOWrapper
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from trm_mlx import PRETRAINED, config
 from trm_mlx.decode.sampling import SamplingConfig
+from trm_mlx.decode.search import SearchConfig, find
 from trm_mlx.decode.stream import Reply, StreamConfig, Timed, events
+from trm_mlx.decode.words import WordsConfig
 from trm_mlx.model import TinyRecursiveLM
 from trm_mlx.tokenizer import Tokenizer
+
+Settings = TypeVar("Settings")
 
 LARGEST_PROMPT = 1 << 22  # bytes; far beyond any context
 
@@ -29,8 +33,11 @@ class GenerateConfig:
     json: Annotated[bool, "print one JSON object when done, instead of streaming text"] = False
     stream: StreamConfig = field(default_factory=StreamConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    words: WordsConfig = field(default_factory=WordsConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
+        self.search.check(self.sampling)
         if self.prompt is not None and self.prompt_file is not None:
             raise ValueError("give --prompt or --prompt-file, not both")
 
@@ -43,32 +50,33 @@ def generate(
     Args:
         prompt: how it begins; may be empty.
         chat: the prompt is a user's message, to be replied to; for models trained on such.
-        options: fields of `StreamConfig` and `SamplingConfig`: max_tokens, depth, stop, temperature, top_k, ...
+        options: fields of `StreamConfig`, `SamplingConfig`, `WordsConfig` and `SearchConfig`: max_tokens, depth,
+            stop, temperature, top_k, ban, beams, ...
 
     Raises:
-        ValueError: the prompt fills the context, or an option is unknown or out of its range.
+        ValueError: the prompt fills the context, or an option is unknown, out of its range or at odds with another.
     """
-    split = [{key.name for key in fields(kind)} for kind in (StreamConfig, SamplingConfig)]
-    if unknown := options.keys() - split[0] - split[1]:
-        raise ValueError(f"unknown option {sorted(unknown)[0]!r}; known are {', '.join(sorted(split[0] | split[1]))}")
-    how, choice = ({name: options[name] for name in names & options.keys()} for names in split)
-    timed = _timed(model, tokenizer, prompt, chat, StreamConfig(**how), SamplingConfig(**choice))
+    kinds = (StreamConfig, SamplingConfig, WordsConfig, SearchConfig)
+    known = {key.name: kind for kind in kinds for key in fields(kind)}
+    if unknown := options.keys() - known.keys():
+        raise ValueError(f"unknown option {sorted(unknown)[0]!r}; known are {', '.join(sorted(known))}")
+
+    def chosen(kind: type[Settings]) -> Settings:
+        return kind(**{name: value for name, value in options.items() if known[name] is kind})
+
+    how, search = (chosen(StreamConfig), chosen(SamplingConfig), chosen(WordsConfig)), chosen(SearchConfig)
+    ids = _ids(tokenizer, prompt, chat)
+    if not search.streams:
+        return find(model, tokenizer, ids, *how, search)
+    timed = Timed(events(model, tokenizer, ids, *how), len(ids))
     for _ in timed:
         pass
     return timed.reply()
 
 
-def _timed(
-    model: TinyRecursiveLM,
-    tokenizer: Tokenizer,
-    prompt: str,
-    chat: bool,
-    stream: StreamConfig,
-    sampling: SamplingConfig,
-) -> Timed:
+def _ids(tokenizer: Tokenizer, prompt: str, chat: bool) -> list[int]:
     message = {"role": "user", "content": prompt}
-    ids = [tokenizer.bos, *(tokenizer.chat([message], reply=True) if chat else tokenizer.encode(prompt))]
-    return Timed(events(model, tokenizer, ids, stream, sampling), len(ids))
+    return [tokenizer.bos, *(tokenizer.chat([message], reply=True) if chat else tokenizer.encode(prompt))]
 
 
 def read_prompt(settings: GenerateConfig) -> str:
@@ -102,17 +110,24 @@ def run(settings: GenerateConfig) -> Reply:
 
     prompt = read_prompt(settings)
     model, tokenizer = checkpoint.load(settings.model)
-    timed = _timed(model, tokenizer, prompt, settings.chat, settings.stream, settings.sampling)
+    how = (settings.stream, settings.sampling, settings.words)
+    ids = _ids(tokenizer, prompt, settings.chat)
     before = "" if settings.chat else prompt  # written with the first token, so that nothing is when there is none
-    try:
-        for event in timed:
-            if not settings.json:
-                print(before + event.text, end="", flush=True)
-                before = ""
-    except KeyboardInterrupt:
-        print(flush=True)  # what comes now begins on a line of its own
-        raise
-    reply = timed.reply()
+    if settings.search.streams:
+        timed = Timed(events(model, tokenizer, ids, *how), len(ids))
+        try:
+            for event in timed:
+                if not settings.json:
+                    print(before + event.text, end="", flush=True)
+                    before = ""
+        except KeyboardInterrupt:
+            print(flush=True)  # what comes now begins on a line of its own
+            raise
+        reply = timed.reply()
+    else:
+        reply = find(model, tokenizer, ids, *how, settings.search)
+        if not settings.json:
+            print(before + reply.text, end="")
     if settings.json:
         known = {
             "prompt": prompt,
@@ -120,7 +135,8 @@ def run(settings: GenerateConfig) -> Reply:
             "depth": model.config.at_depth(settings.stream.depth),
         }
         rate = {"tokens_per_second": reply.tokens_per_second}
-        print(json.dumps(known | asdict(reply) | rate | {"sampling": config.to_json(settings.sampling)}))
+        made = {name: config.to_json(getattr(settings, name)) for name in ("sampling", "words", "search")}
+        print(json.dumps(known | asdict(reply) | rate | made))
     else:
         print(flush=True)
     print(

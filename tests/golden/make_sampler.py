@@ -3,14 +3,16 @@
 The first half is the specification, in plain Python: only IEEE doubles with + - * / floor and compare,
 and 64-bit integers. It is written to be read and translated, not to be fast; every sampler must agree
 with it bit for bit. The second half writes `sampler.json`, the same bytes on every machine: its random
-numbers are the specification's own, and nothing calls a math library.
+numbers are the specification's own, and nothing calls a math library. The vectors of bias, bans, presence and
+frequency penalties and typical_p are made by `make_sampler_options.py`.
 """
 
 import base64
 import json
 import math
 import struct
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 FILE = Path(__file__).with_name("sampler.json")
@@ -57,15 +59,34 @@ def sample(
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
     history: Collection[int] = (),
+    *,
+    bias: Mapping[int, float] | None = None,
+    banned: Collection[int] = (),
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    typical_p: float = 1.0,
 ) -> int:
-    """The next token. ValueError: NaN or +inf among the logits, or nothing left to draw from."""
+    """The next token. ValueError: NaN or +inf among the logits, or nothing left to draw from.
+
+    The steps stand in their order. Those of the keywords change no bit when they are off. `history` is the
+    prompt and what was written, each token as often as it came.
+    """
     values = [float(value) for value in logits]
     if any(not value < math.inf for value in values):  # NaN is below nothing
         raise ValueError("non-finite logits")
+    for token, amount in (bias or {}).items():
+        values[token] = values[token] + amount
+    for token in banned:
+        values[token] = -math.inf
+    if banned and max(values) == -math.inf:
+        raise ValueError("all banned")
     if repetition_penalty != 1.0:
         for token in set(history):
             old = values[token]
             values[token] = old / repetition_penalty if old > 0 else old * repetition_penalty
+    if presence_penalty != 0.0 or frequency_penalty != 0.0:
+        for token, count in Counter(history).items():
+            values[token] = values[token] - (presence_penalty + frequency_penalty * count)
     if temperature == 0.0:
         best = 0
         for token in range(1, len(values)):
@@ -81,6 +102,9 @@ def sample(
     weights = [
         exp_det((values[token] - peak) / temperature) if values[token] != -math.inf else 0.0 for token in order
     ]
+    if typical_p < 1.0 and added(weights) > 0.0:
+        kept_places = typical([(values[token] - peak) / temperature for token in order], weights, typical_p)
+        order, weights = [order[place] for place in kept_places], [weights[place] for place in kept_places]
     if top_p < 1.0:
         limit = top_p * added(weights)
         running, kept = 0.0, len(weights)
@@ -102,6 +126,37 @@ def sample(
         if running > target:
             return token
     return order[-1]
+
+
+def typical(steps: Sequence[float], weights: Sequence[float], share: float) -> list[int]:
+    """The ascending places that typical sampling keeps (arXiv 2202.00666, section 4).
+
+    Information is -log p = c - step and the entropy c - mean, with the same c: no logarithm is needed.
+    """
+    places = range(len(weights))
+    mean = added([weights[place] * steps[place] for place in places if weights[place] > 0.0]) / added(weights)
+    distance = [abs(steps[place] - mean) if weights[place] > 0.0 else math.inf for place in places]
+    nearest = sorted(places, key=lambda place: (distance[place], place))
+    limit = share * added([weights[place] for place in nearest])
+    running = 0.0
+    for count, place in enumerate(nearest, 1):
+        running += weights[place]
+        if running >= limit:
+            return sorted(nearest[:count])
+    return list(places)
+
+
+def completing(pieces: Sequence[bytes], bans: Sequence[bytes], tail: bytes) -> list[int]:
+    """The ids to ban: with the bytes of each, a text that ends in `tail` comes to hold one more banned text.
+
+    pieces: the UTF-8 bytes that each id stands for, one byte for a byte token and none for a control token.
+    tail: the bytes since the last control token of the prompt, of the prompt and of all that was written.
+    """
+    return [
+        token
+        for token, piece in enumerate(pieces)
+        if any(ban in (tail[len(tail) - min(len(tail), len(ban) - 1) :] + piece) for ban in bans)
+    ]
 
 
 def added(weights: Sequence[float]) -> float:
@@ -234,7 +289,12 @@ def document() -> str:
         "cases": cases(),
         "refused": [{"reason": reason, "logits": packed(logits)} for reason, logits in refused],
     }
-    parts = ['"format": "trm.sampler/1"', f'"description": {json.dumps(DESCRIPTION, indent=1)}']
+    return written("trm.sampler/1", DESCRIPTION, lines)
+
+
+def written(form: str, description: list[str], lines: dict[str, list[dict]]) -> str:
+    """A file of vectors as text."""
+    parts = [f'"format": {json.dumps(form)}', f'"description": {json.dumps(description, indent=1)}']
     for key, rows in lines.items():  # one vector a line, so that a difference reads well
         parts.append(f'"{key}": [\n' + ",\n".join(json.dumps(row) for row in rows) + "\n]")
     return "{\n" + ",\n".join(parts) + "\n}\n"

@@ -5,24 +5,36 @@ Same bits of logits, settings, seed and step: the same token, bit for bit, as th
 
 - doubles, and only + - * / floor and compare: each a separate IEEE operation, never a fused one;
 - candidates ordered by (logit descending, id ascending), every sum taken in that order, left to right
-  (`np.cumsum` is; `np.sum` adds in pairs and is not);
+  (`np.cumsum` is; `np.sum` adds in pairs and is not); typical sampling alone has an order of its own;
 - one draw a token, from a counter and not from a state, so a text resumes at any step.
+
+The steps, in their order; one that is off leaves every bit as it was:
+
+1. NaN and +inf are refused.          2. bias is added.             3. banned ids get -inf.
+4. repetition penalty.                5. presence and frequency.    6. temperature 0: the first maximum, no draw.
+7. order, and the first top_k of it.  8. weight = e^((l - l_0) / temperature), l_0 the first logit in order.
+9. typical_p.                         10. top_p.                    11. min_p, against the first weight left.
+12. the draw.
 
 Shapes: V vocabulary, N candidates left (N <= V).
 """
 
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
+
+from trm_mlx.decode.penalties import penalize
 
 TAYLOR = tuple(1 / math.factorial(power) for power in range(14))  # of exp around 0
 LOG2_E = 1.4426950408889634
 LN2_HIGH = 0.6931471803691238  # the leading bits of ln 2: k * LN2_HIGH is exact for every k used here
 LN2_LOW = 1.9082149292705877e-10
 WORD = (1 << 64) - 1
+LARGEST = 100.0  # bias or penalty: e^100 decides any draw, and no sum of them overflows
+NO_BIAS: Mapping[int, float] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +45,12 @@ class SamplingConfig:
     top_k: Annotated[int, "keep this many of the most likely tokens; 0 keeps all"] = 40
     top_p: Annotated[float, "keep the fewest tokens that hold this share of probability; 1 keeps all"] = 1.0
     min_p: Annotated[float, "keep tokens at least this likely relative to the likeliest; 0 keeps all"] = 0.0
-    repetition_penalty: Annotated[float, "above 1 makes tokens of the history less likely; 1 is off"] = 1.0
+    typical_p: Annotated[float, "keep the tokens of most usual surprise that hold this share; 1 keeps all"] = 1.0
+    repetition_penalty: Annotated[
+        float, "above 1 makes tokens of the text so far, prompt included, less likely; 1 is off"
+    ] = 1.0
+    presence_penalty: Annotated[float, "taken from the logit of each token of the text so far, once"] = 0.0
+    frequency_penalty: Annotated[float, "taken from it for every time it came, in the prompt too"] = 0.0
     seed: Annotated[int, "64-bit number that fixes every draw"] = 0
 
     def __post_init__(self) -> None:
@@ -45,6 +62,13 @@ class SamplingConfig:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}; 1 keeps all tokens")
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p must lie between 0 and 1, got {self.min_p}; 0 keeps all tokens")
+        if not 0 < self.typical_p <= 1:
+            raise ValueError(f"typical_p must be above 0 and at most 1, got {self.typical_p}; 1 keeps all tokens")
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not -LARGEST <= getattr(self, name) <= LARGEST:
+                raise ValueError(
+                    f"{name} must lie between {-LARGEST:g} and {LARGEST:g}, got {getattr(self, name)}; 0 is off"
+                )
         if not 0 < self.repetition_penalty < math.inf:
             raise ValueError(
                 f"repetition_penalty must be finite and above 0, got {self.repetition_penalty}; 1 is off"
@@ -52,48 +76,10 @@ class SamplingConfig:
         if not 0 <= self.seed <= WORD:
             raise ValueError(f"seed must be at least 0 and below 2**64, got {self.seed}")
 
-
-class History(Collection[int]):
-    """The distinct ids of a text so far; adding one costs the same however long the text.
-
-    Args:
-        vocabulary: V; every id must lie below it.
-        ids: tokens to begin with, repeats welcome.
-
-    Raises:
-        ValueError: an id, here or in `add`, lies outside the vocabulary.
-    """
-
-    def __init__(self, vocabulary: int, ids: Iterable[int] = ()) -> None:
-        self.vocabulary = vocabulary
-        self._seen = np.zeros(vocabulary, dtype=bool)
-        self._ids = np.empty(vocabulary, dtype=np.int64)
-        self._count = 0
-        for token in ids:
-            self.add(token)
-
-    def add(self, token: int) -> None:
-        """Remember one token of the text."""
-        if not 0 <= token < self.vocabulary:
-            raise ValueError(f"history must hold ids from 0 to {self.vocabulary - 1}, got {token}")
-        if not self._seen[token]:
-            self._seen[token] = True
-            self._ids[self._count] = token
-            self._count += 1
-
     @property
-    def ids(self) -> np.ndarray:
-        """The distinct ids, int64, in order of first appearance; a view, not a copy."""
-        return self._ids[: self._count]
-
-    def __contains__(self, token: object) -> bool:
-        return isinstance(token, int) and 0 <= token < self.vocabulary and bool(self._seen[token])
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.ids.tolist())
-
-    def __len__(self) -> int:
-        return self._count
+    def remembers(self) -> bool:
+        """Whether the text so far has a say."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
 def uniform(seed: int, step: int) -> float:
@@ -150,63 +136,114 @@ def rank(logits: np.ndarray, top_k: int) -> np.ndarray:
     return np.concatenate([above[np.argsort(lowered[above], kind="stable")], level])
 
 
-def penalize(logits: np.ndarray, penalty: float, history: Collection[int]) -> None:
-    """Make each distinct id of the history less likely, once, in place (more likely if penalty < 1).
+def doubles(logits: np.ndarray) -> np.ndarray:
+    """The same numbers as float64, a copy; a ValueError names the first that is NaN or +inf."""
+    values = logits.astype(np.float64)
+    if not values.max() < math.inf:  # NaN is not below anything, and max passes it on
+        wrong = int(np.argmin(values < math.inf))
+        found = "NaN" if math.isnan(values[wrong]) else "+inf"
+        raise ValueError(f"logits must be finite, or -inf to forbid a token, got {found} at id {wrong}")
+    return values
 
-    Source: CTRL, arXiv 1909.05858, section 4.1; negative logits are multiplied, as is usual since.
+
+def steer(logits: np.ndarray, bias: Mapping[int, float], banned: Sequence[int] | np.ndarray) -> None:
+    """Add each bias to the logit of its id, then give banned ids -inf, in place.
+
+    Raises:
+        ValueError: an id lies outside V, or no token is left.
     """
-    if not isinstance(history, History):
-        history = History(logits.size, history)
-    if history.vocabulary != logits.size:
-        raise ValueError(f"history must have the vocabulary of the logits, {logits.size}, got {history.vocabulary}")
-    old = logits[history.ids]
-    logits[history.ids] = np.where(old > 0, old / penalty, old * penalty)
+    ids = np.array([*bias, *banned], dtype=np.int64)
+    if ids.size and not 0 <= ids.min() <= ids.max() < logits.size:
+        raise ValueError(f"bias and banned must hold ids from 0 to {logits.size - 1}, got {ids.min()} to {ids.max()}")
+    logits[ids[: len(bias)]] += [*bias.values()]
+    logits[ids[len(bias) :]] = -math.inf
+    if ids.size > len(bias) and logits.max() == -math.inf:
+        raise ValueError("logits must allow at least one token that is not banned, got -inf at all of them")
 
 
-def sample(logits: np.ndarray, settings: SamplingConfig, step: int, history: Collection[int] = ()) -> int:
+def sample(
+    logits: np.ndarray,
+    settings: SamplingConfig,
+    step: int,
+    history: Collection[int] = (),
+    bias: Mapping[int, float] = NO_BIAS,
+    banned: Sequence[int] | np.ndarray = (),
+) -> int:
     """The next token.
 
     Args:
         logits: (V,) float16, float32 or float64, not changed; -inf forbids a token.
         step: index of this token in its text, which picks the draw; at least 0.
-        history: ids to penalize, read only if `repetition_penalty` is not 1. A `History` that the caller
+        history: ids to penalize, read only if `settings.remembers`. A `History` that the caller
             adds to costs the same at every step; any other collection is read whole each time.
+        bias: what to add to the logit of an id.
+        banned: ids that must not be taken.
 
     Returns:
         An id below V. Greedy with every token forbidden gives 0, as the specification does.
 
     Raises:
-        ValueError: logits hold NaN or +inf, or forbid every token when a draw is wanted; an id of the
-            history lies outside V.
+        ValueError: logits hold NaN or +inf, or forbid every token when a draw is wanted; ids of history, bias or
+            banned lie outside V; what is banned leaves no token.
     """
     if logits.ndim != 1 or logits.size == 0 or logits.dtype not in (np.float16, np.float32, np.float64):
         raise ValueError(f"logits must be one float row (V,), got {logits.dtype} of shape {logits.shape}")
     if step < 0:
         raise ValueError(f"step must be at least 0, got {step}")
     with np.errstate(all="ignore"):  # overflow to -inf is meant: a tiny temperature leaves one token
-        values = logits.astype(np.float64)
-        if not values.max() < math.inf:  # NaN is not below anything, and max passes it on
-            wrong = int(np.argmin(values < math.inf))
-            found = "NaN" if math.isnan(values[wrong]) else "+inf"
-            raise ValueError(f"logits must be finite, or -inf to forbid a token, got {found} at id {wrong}")
-        if settings.repetition_penalty != 1:
-            penalize(values, settings.repetition_penalty, history)
+        values = doubles(logits)
+        if bias or len(banned):
+            steer(values, bias, banned)
+        if settings.remembers:
+            penalties = (settings.repetition_penalty, settings.presence_penalty, settings.frequency_penalty)
+            penalize(values, history, *penalties)
         if settings.temperature == 0:
             return int(np.argmax(values))
         return draw(values, settings, uniform(settings.seed, step))
+
+
+def typical(steps: np.ndarray, weights: np.ndarray, share: float) -> np.ndarray:
+    """Places of the fewest candidates, of information nearest to the mean information, that hold a share.
+
+    With x = `steps` and probabilities p proportional to e^x, information is c - x and its mean, the entropy,
+    c - sum(p x), with one and the same c: their distance needs no logarithm. Of equal distances the earlier
+    place comes first; a weight of 0 is infinitely far.
+
+    Args:
+        steps: (N,) scaled logits, descending.
+        weights: (N,) e to the steps.
+
+    Returns:
+        Ascending places, at least one; all of them if the weights are all 0.
+
+    Source: locally typical sampling, arXiv 2202.00666, section 4, over the candidates that top_k left.
+    """
+    total = np.cumsum(weights)[-1]
+    if not total > 0:
+        return np.arange(weights.size)
+    live = weights > 0
+    mean = np.cumsum(np.where(live, weights * steps, 0.0))[-1] / total
+    nearest = np.argsort(np.where(live, np.abs(steps - mean), math.inf), kind="stable")
+    running = np.cumsum(weights[nearest])
+    kept = int(running.searchsorted(share * running[-1], side="left")) + 1
+    return np.sort(nearest[:kept])
 
 
 def draw(logits: np.ndarray, settings: SamplingConfig, chance: float) -> int:
     """The token at which the running probability first passes chance, from 0 to below 1.
 
     Args:
-        logits: (V,) float64 without NaN, penalty applied.
+        logits: (V,) float64 without NaN, what changes logits applied.
     """
     order = rank(logits, settings.top_k)
     ordered = logits[order]  # (N,)
     if ordered[0] == -math.inf:
         raise ValueError(f"logits must allow at least one token, got -inf at all {logits.size} ids")
-    weights = exponential((ordered - ordered[0]) / settings.temperature)
+    steps = (ordered - ordered[0]) / settings.temperature
+    weights = exponential(steps)
+    if settings.typical_p < 1:
+        places = typical(steps, weights, settings.typical_p)
+        order, weights = order[places], weights[places]
     running = np.cumsum(weights)
     kept = order.size
     if settings.top_p < 1:

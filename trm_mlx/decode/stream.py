@@ -13,7 +13,9 @@ import numpy as np
 
 from trm_mlx import fused
 from trm_mlx.cache import Cache
-from trm_mlx.decode.sampling import History, SamplingConfig, sample
+from trm_mlx.decode.penalties import History
+from trm_mlx.decode.sampling import SamplingConfig, sample
+from trm_mlx.decode.words import NO_WORDS, Words, WordsConfig
 from trm_mlx.model import TinyRecursiveLM
 from trm_mlx.tokenizer import Tokenizer
 
@@ -58,6 +60,7 @@ def events(
     prompt: Sequence[int],
     settings: StreamConfig,
     sampling: SamplingConfig,
+    words: WordsConfig = NO_WORDS,
 ) -> Iterator[Event]:
     """Write on from a prompt.
 
@@ -65,40 +68,54 @@ def events(
         prompt: ids, bos first.
         settings: when to stop, and the depth.
         sampling: how each token is chosen; the draw of the n-th token is number n, from 0.
+        words: what is favoured, and what the prompt with what is written on must not come to hold.
 
     Raises:
-        ValueError: the prompt is empty or fills the context, the depth is above the model's, or the logits
-            are not numbers.
+        ValueError: the prompt is empty or fills the context, the depth is above the model's, the logits
+            are not numbers, or a word to favour is not one token.
+    """
+    cache, ids = opened(model, prompt, settings.depth), prompt
+    steered = Words(words, tokenizer)
+    history = History(tokenizer.vocabulary, prompt) if sampling.remembers else None
+    tail = steered.tail(prompt)
+    ends, decoder, scanner = (tokenizer.eos, tokenizer.end), tokenizer.stream(), Scanner(settings.stop)
+    for step in range(settings.max_tokens):
+        logits = scores(model, ids, cache)
+        token = sample(logits, sampling, step, history or (), steered.bias, steered.banned(tail))
+        if token in ends:
+            yield Event(token, scanner.push(decoder.finish()) + scanner.finish(), "end")
+            return
+        if history is not None:
+            history.add(token)
+        tail = steered.grown(tail, token)
+        text = scanner.push(decoder.push(token))
+        reason: Reason | None = None
+        if scanner.found:
+            reason = "stop"
+        elif step + 1 == settings.max_tokens:
+            reason = "length"
+        elif cache.length + 1 == model.config.context:
+            reason = "context"
+        if reason:
+            text += scanner.push(decoder.finish()) + scanner.finish()
+            yield Event(token, text, "stop" if scanner.found else reason)
+            return
+        yield Event(token, text)
+        ids = [token]
+
+
+def opened(model: TinyRecursiveLM, prompt: Sequence[int], depth: int | None) -> Cache:
+    """An empty cache for what goes on from a prompt.
+
+    Raises:
+        ValueError: the prompt is empty or fills the context, or the depth is above the model's.
     """
     context = model.config.context
     if not 0 < len(prompt) < context:
         raise ValueError(
             f"the prompt must have 1 to {context - 1} tokens, as the context is {context}, got {len(prompt)}"
         )
-    cache = model.cache(settings.depth)
-    history = History(tokenizer.vocabulary, prompt if sampling.repetition_penalty != 1 else ())
-    ends, words, scanner = (tokenizer.eos, tokenizer.end), tokenizer.stream(), Scanner(settings.stop)
-    ids = prompt
-    for step in range(settings.max_tokens):
-        token = sample(scores(model, ids, cache), sampling, step, history)
-        if token in ends:
-            yield Event(token, scanner.push(words.finish()) + scanner.finish(), "end")
-            return
-        history.add(token)
-        text = scanner.push(words.push(token))
-        reason: Reason | None = None
-        if scanner.found:
-            reason = "stop"
-        elif step + 1 == settings.max_tokens:
-            reason = "length"
-        elif cache.length + 1 == context:
-            reason = "context"
-        if reason:
-            text += scanner.push(words.finish()) + scanner.finish()
-            yield Event(token, text, "stop" if scanner.found else reason)
-            return
-        yield Event(token, text)
-        ids = [token]
+    return model.cache(depth)
 
 
 def scores(model: TinyRecursiveLM, ids: Sequence[int], cache: Cache) -> np.ndarray:
@@ -149,7 +166,7 @@ class Scanner:
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """A whole answer, with its times in seconds from the call."""
+    """A whole answer, with its times in seconds from the call; `score` is what a search ranked it by."""
 
     text: str
     tokens: tuple[int, ...]
@@ -157,10 +174,13 @@ class Reply:
     prompt_tokens: int
     seconds_to_first: float
     seconds: float
+    score: float | None = None
 
     @property
     def tokens_per_second(self) -> float:
-        """Of decoding: tokens after the first, over the time since the first."""
+        """Tokens after the first, over the time since the first; of a search, which gives all at once, of all."""
+        if self.score is not None:
+            return len(self.tokens) / max(self.seconds, 1e-9)
         return max(len(self.tokens) - 1, 0) / max(self.seconds - self.seconds_to_first, 1e-9)
 
 
