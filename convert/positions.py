@@ -91,12 +91,15 @@ class Positions:
             real = mb.cast(x=seen[name], dtype=self.word, name=f"{name}_seen_real")
             unseen = mb.sub(x=real, y=self.dtype(1), name=f"{name}_unseen")
             mask = mb.mul(x=unseen, y=self.dtype(-MASKED), name=f"{name}_mask")  # 0 where seen
-            masks.append(mb.add(x=mask, y=self._bias(rows, keys, name)) if self.config.position == "alibi" else mask)
+            if self.config.position == "alibi":
+                mask = mb.add(x=mask, y=self._bias(rows, keys, real, name), name=f"{name}_biased")
+            masks.append(mask)
         return mb.concat(values=masks, axis=3, name="mask")
 
-    def _bias(self, rows: Var, keys: Var | np.ndarray, name: str) -> Var:
-        """(1, H, T, keys): ALiBi's, falling with distance."""
+    def _bias(self, rows: Var, keys: Var | np.ndarray, seen: Var, name: str) -> Var:
+        """(1, H, T, keys): ALiBi's, falling with distance; 0 where nothing is seen, or it would outgrow the mask."""
         slopes = 2.0 ** (-8 * np.arange(1, self.config.heads + 1) / self.config.heads)
         apart = mb.sub(x=keys, y=rows, name=f"{name}_apart")  # negative where seen
         apart = mb.cast(x=apart, dtype=self.word, name=f"{name}_apart_real")
+        apart = mb.mul(x=apart, y=seen, name=f"{name}_apart_seen")
         return mb.mul(x=apart, y=slopes.astype(self.dtype).reshape(1, -1, 1, 1), name=f"{name}_bias")
