@@ -18,8 +18,8 @@ import numpy as np
 from coremltools.converters.mil import Builder
 from coremltools.converters.mil.mil import Function, Program, Var, types
 
-from convert.compress import constant, weight_id
-from convert.manifest import FunctionPair, Precision, StateKind
+from convert.compress import constant, round_matrices, weight_id
+from convert.manifest import Compression, FunctionPair, Precision, StateKind
 from convert.positions import Positions
 from trm_mlx.checkpoint import Contents
 from trm_mlx.model import EPSILON
@@ -65,10 +65,13 @@ class Plan:
         return 2 * self.slots(config, self.depths[-1]), config.kv_heads, self.context, config.head_width
 
 
-def build(held: Contents, plan: Plan, told: Callable[[str], None] = lambda name: None) -> Program:
+def build(
+    held: Contents, plan: Plan, how: Compression = "none", told: Callable[[str], None] = lambda what: None
+) -> Program:
     """The program with all functions of the plan.
 
     Args:
+        how: rounding by coremltools, of a model that is not quantized.
         told: is given the name of each function before it is built.
     """
     program = Program()
@@ -78,6 +81,9 @@ def build(held: Contents, plan: Plan, told: Callable[[str], None] = lambda name:
             program.add_function(name, Step(held, plan, tokens, pair.depth).function())
     program.default_function_name = plan.pairs(held.config)[-1].decode
     program.export_as_multifunction = True
+    if how != "none":
+        told(f"rounding to {how}")
+        round_matrices(program, held.config.matrices(), how)
     for function in program.functions.values():
         for op in function.operations:
             if op.op_type == "const" and isinstance(op.outputs[0].val, np.ndarray):
