@@ -1,6 +1,6 @@
 """One training step here and in PyTorch (eager, float32), in turns, and where the time of ours goes.
 
-    python benchmarks/train.py                                          # preset nano, depth 3, batch 8 x 256, AdamW
+    python benchmarks/train.py                                          # preset nano, batch 8 x 256, AdamW
     python benchmarks/train.py --preset nano --depth 1 --optimizer muon
 
 Both sides start from the same weights and learn the same batch, and their losses have to agree at every step. Seconds

@@ -1,12 +1,8 @@
-"""Core ML itself, on macOS, and what a Mac says of its heat and its power.
+"""Core ML itself, on macOS.
 
 coremltools is imported when it is needed, so that everything else of `convert` works where it is missing.
 """
 
-import os
-import platform
-import re
-import subprocess
 import sys
 import time
 import warnings
@@ -28,8 +24,6 @@ UNITS = {  # Core ML's name, coremltools' name
     "all": "ALL",
 }
 INSTEAD = "python -m convert.verify DIR checks the package on any machine, with our own interpreter"
-HOT = ("fair", "serious", "critical")
-PATIENCE = 5.0  # seconds for a command that says something of the machine
 
 
 def require() -> ModuleType:
@@ -169,54 +163,3 @@ def placement(package: Path, function: str, units: str) -> dict[str, float] | No
     if total := sum(costs.values()):
         found |= {f"{name}_cost": cost / total for name, cost in costs.items()}
     return found
-
-
-def told(*command: str) -> str:
-    """What a command of macOS prints; nothing if it fails or elsewhere."""
-    if sys.platform != "darwin":
-        return ""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return ""
-    return done.stdout
-
-
-def thermal() -> str:
-    """nominal, fair, serious or unknown, from `pmset -g therm`: a thermal warning is serious, a slowed CPU fair."""
-    text = told("pmset", "-g", "therm")
-    warned, slowed = (
-        [int(level) for level in re.findall(rf"{name} warning level\s*[=:]?\s*(\d+)", text, re.IGNORECASE)]
-        for name in ("thermal", "performance")
-    )
-    limits = [int(limit) for limit in re.findall(r"CPU_(?:Speed|Scheduler)_Limit\s*=\s*(\d+)", text)]
-    if any(warned):
-        return "serious"
-    if any(slowed) or any(limit < 100 for limit in limits):
-        return "fair"
-    quiet = "No thermal warning level has been recorded" in text
-    return "nominal" if quiet or warned or limits else "unknown"
-
-
-def power() -> dict[str, bool | None]:
-    """Whether the battery is being charged and whether Low Power Mode is on; None: not known, or no battery."""
-    state = re.search(r"\d+%;\s*([^;\n]+)", told("pmset", "-g", "batt"))
-    mode = re.search(r"^\s*lowpowermode\s+(\d)", told("pmset", "-g"), re.MULTILINE)
-    charging = state and state[1].strip() in ("charging", "finishing charge")
-    return {"low_power_mode": mode and mode[1] == "1", "charging": charging}
-
-
-def facts() -> dict[str, Any]:
-    """`device` of the report: the kind of machine, and nothing that names this one."""
-    mac = sys.platform == "darwin"
-    memory = told("sysctl", "-n", "hw.memsize").strip()
-    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "model": told("sysctl", "-n", "hw.model").strip() or platform.machine(),
-        "os": "macOS" if mac else "Linux",
-        "os_version": platform.mac_ver()[0] if mac else platform.release(),
-        "cores": os.cpu_count() or 1,
-        "memory_bytes": int(memory) if memory.isdigit() else pages,
-        "simulator": False,
-        **power(),
-    }

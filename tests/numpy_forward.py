@@ -43,7 +43,18 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str], byt
 def _numbers(data: bytes, dtype: str) -> np.ndarray:
     if dtype == "BF16":  # the upper half of a float32
         return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4").astype(np.float64)
-    return np.frombuffer(data, {"F16": "<f2", "F32": "<f4"}[dtype]).astype(np.float64)
+    return np.frombuffer(data, {"F16": "<f2", "F32": "<f4", "U32": "<u4"}[dtype]).astype(np.float64)
+
+
+def spread(packed: np.ndarray, second: np.ndarray, grid: dict) -> np.ndarray:
+    """The matrix that a quantized one stands for, from its two tensors."""
+    bits, rows = grid["bits"], len(packed)
+    single = (packed.astype(np.uint64)[..., None] >> np.arange(32, dtype=np.uint64)) & np.uint64(1)
+    numbers = (single.reshape(rows, -1, bits) << np.arange(bits, dtype=np.uint64)).sum(-1)
+    if grid["method"] == "lut":
+        return np.stack([second[o * len(second) // rows][row.astype(int)] for o, row in enumerate(numbers)])
+    scales = np.repeat(second, numbers.shape[1] // second.shape[1], axis=1)
+    return scales * (numbers.astype(np.float64) - 2 ** (bits - 1))
 
 
 class Forward:
@@ -54,8 +65,11 @@ class Forward:
     """
 
     def __init__(self, folder: Path):
-        self.config = json.loads((folder / "config.json").read_bytes())["model"]
-        self.weights = read_tensors(folder / "model.safetensors")[0]
+        record = json.loads((folder / "config.json").read_bytes())
+        self.config, self.weights = record["model"], read_tensors(folder / "model.safetensors")[0]
+        for name, grid in record.get("grids", {}).items():
+            second = self.weights.pop(name[: -len("weight")] + ("scales" if grid["method"] == "affine" else "table"))
+            self.weights[name] = spread(self.weights[name], second, grid)
 
     def __call__(self, ids: Sequence[int], depth: int, mask: str | int = "causal") -> np.ndarray:
         """(T, V) as `logits`."""

@@ -20,11 +20,20 @@ import pytest
 from mlx.utils import tree_flatten
 
 from trm_mlx import checkpoint, config
+from trm_mlx.adapt import grid
+from trm_mlx.adapt.grid import Grid
 from trm_mlx.model import ModelConfig, TinyRecursiveLM
 from trm_mlx.tokenizer import Tokenizer
 
 TINY = ModelConfig(vocabulary=320, width=32, heads=2, kv_heads=1, prelude=1, core=1, coda=0, depth=2, context=32)
 TEXTS = [f"{name} walked {n} miles and saw {n * 37} birds." for n in range(60) for name in ("Ann", "Ben", "Eve")]
+GRIDS = {  # all kinds, and matrices that are not rounded
+    "embedding.weight": Grid(method="affine", bits=8),
+    "prelude.0.attention.qkv.weight": Grid(method="affine", bits=6, group=32),
+    "core.0.attention.qkv.weight": Grid(method="affine", bits=4, group=16),
+    "core.0.feed_forward.up.weight": Grid(method="lut", bits=4, group=48),
+    "core.0.feed_forward.down.weight": Grid(method="lut", bits=6),
+}
 FILES = ("config.json", "tokenizer.model", "model.safetensors")
 
 
@@ -96,6 +105,14 @@ def weights(seed: int, shape: ModelConfig = TINY) -> dict[str, mx.array]:
     return {name: mx.random.normal(a.shape, key=key) for (name, a), key in zip(named, keys, strict=True)}
 
 
+def rounded_weights(seed: int) -> dict[str, mx.array]:
+    """The tensors of a quantized model, for `GRIDS`."""
+    numbers = weights(seed)
+    for name, each in GRIDS.items():
+        numbers |= grid.fit(name, np.array(numbers.pop(name)), each)
+    return numbers
+
+
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return Tokenizer.train(TEXTS, 320)
@@ -114,6 +131,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Pat
 @pytest.fixture
 def saved(tmp_path: Path, whole: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "model"))
+
+
+@pytest.fixture
+def rounded(tmp_path: Path, tokenizer: Tokenizer) -> Path:
+    """The folder of a quantized model."""
+    checkpoint.save(tmp_path / "rounded", TINY, tokenizer, rounded_weights(1), mx.float32, GRIDS)
+    return tmp_path / "rounded"
 
 
 def refusal(call: Callable[[], object], *words: str) -> str:
@@ -162,3 +186,14 @@ def flips(content: bytes, step: int) -> Iterator[bytes]:
     for place in range(0, len(content), step):
         mask = (0x01, 0x13, 0x20, 0x80)[place % 4]  # 0x13 makes U of F, 0x20 another case
         yield content[:place] + bytes([content[place] ^ mask]) + content[place + 1 :]
+
+
+def reconfigured(folder: Path, document: bytes) -> None:
+    """Another config.json, which the weights vouch for."""
+    (folder / "config.json").write_bytes(document)
+    stamped(folder, *parts(folder))
+
+
+def document(top: dict[str, Any] | None = None, **model: Any) -> bytes:
+    shape = config.to_json(TINY) | model
+    return json.dumps({"format": "trm_mlx.model", "version": 1, "model": shape} | (top or {})).encode()

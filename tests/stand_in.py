@@ -26,6 +26,7 @@ def describe(**options) -> Manifest:
     sizes = {"vocabulary": 50, "context": 16, "window": 0, "chunk": 4, "slots": 3, "kv_heads": 2, "head_width": 4}
     words = {"name": "Tiny", "package": "Tiny.mlpackage", "revision": "ab" * 32, "weights": "float16"}
     usual = {"precision": "float16", "state": "model", "stored_parameters": 10, "effective_parameters": 20}
+    usual["compress"] = "none"
     parts = {"functions": PAIRS, "tokens": Tokens(), "sampling": SAMPLING, "files": ()}
     return Manifest(**{**sizes, **words, **usual, **parts, "self_test": SelfTest(depth=2, steps=()), **options})
 

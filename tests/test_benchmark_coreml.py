@@ -13,9 +13,11 @@ import pytest
 from stand_in import HashRunner, describe, export, plant
 
 from convert import benchmark, device
-from convert.benchmark import BenchmarkConfig, scaled, synthetic
-from convert.report import distribution, summary, table
+from convert.benchmark import BenchmarkConfig, scaled
 from convert.session import Session
+from trm_mlx import machine, report, trials
+from trm_mlx.comparison import table
+from trm_mlx.trials import Procedure, distribution, summary, synthetic
 
 ROOT = Path(__file__).parent.parent
 SCHEMA = json.loads((ROOT / "tests/golden/bench.schema.json").read_text())
@@ -57,19 +59,13 @@ class Failing(HashRunner):
 def run(runner=HashRunner, **options):
     """Trials over a fake runner, and the session they ran on."""
     made = describe()
-    sessions = []
-
-    def make():
-        sessions.append(Session(made, runner(made)))
-        return sessions[-1]
-
-    settings = BenchmarkConfig(export=Path("."), **{**SMALL, **options})
-    trials = benchmark.measure(make, settings, clock=Clock(), sleep=lambda seconds: None)
-    return trials, sessions[0]
+    text = Session(made, runner(made))
+    procedure = Procedure(**{**SMALL, **options})
+    return trials.measure(text, made.vocabulary, procedure, clock=Clock(), sleep=lambda seconds: None), text
 
 
-def spent(trials, low_power=None):
-    return summary(trials, low_power, SMALL["prompt_tokens"], SMALL["new_tokens"])
+def spent(found, low_power=None):
+    return summary(found, low_power, SMALL["prompt_tokens"], SMALL["new_tokens"])
 
 
 def door(*flags):
@@ -82,7 +78,7 @@ def door(*flags):
 def main(monkeypatch, *flags):
     """The command in this process, on what looks like a Mac; gives its exit status."""
     plant(monkeypatch)
-    monkeypatch.setattr(benchmark, "measure_apart", benchmark.measure_here)
+    monkeypatch.setattr(trials, "apart", lambda work, *arguments: work(*arguments))
     small = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
     try:
         benchmark.main([*small, *map(str, flags)])
@@ -156,12 +152,12 @@ def test_each_units_and_depth_has_a_report_and_a_line_of_its_own(tmp_path, monke
             jsonschema.validate(report, SCHEMA)
             assert (report["config"]["compute_units"], report["model"]["recursions"]) == (units, depth)
     assert not found
-    rows = [line.split()[:2] for line in capsys.readouterr().out.splitlines()[-4:]]
+    rows = [line.split()[1:3] for line in capsys.readouterr().out.splitlines()[-4:]]
     assert rows == [["cpuOnly", "1"], ["cpuOnly", "2"], ["all", "1"], ["all", "2"]]
 
 
 def test_an_invalid_run_is_reported_and_ends_with_3(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(device, "power", lambda: {"low_power_mode": True, "charging": None})
+    monkeypatch.setattr(machine, "power", lambda: {"low_power_mode": True, "charging": None})
     path = tmp_path / "report.json"
     flags = ["--export", export(tmp_path / "export"), "--units", "all", "--json", path]
     assert main(monkeypatch, *flags) == 3
@@ -185,13 +181,13 @@ def test_a_configuration_is_measured_in_a_process_of_its_own(tmp_path, monkeypat
     plant(monkeypatch)  # here, and not there
     monkeypatch.setattr(sys, "platform", "linux")
     with pytest.raises(RuntimeError, match="macOS only"):
-        benchmark.measure_apart(BenchmarkConfig(export=export(tmp_path)), ("all", 2))
+        trials.apart(benchmark.measure_here, BenchmarkConfig(export=export(tmp_path)), ("all", 2))
 
 
 def test_every_trial_reads_the_same_prompt_and_makes_the_same_tokens():
-    trials, text = run()
-    assert len(trials) == 3 and text.runner.resets == 1 + 1 + 3
-    assert len({trial.tokens_sha256 for trial in trials}) == 1
+    found, text = run()
+    assert len(found) == 3 and text.runner.resets == 1 + 1 + 3
+    assert len({trial.tokens_sha256 for trial in found}) == 1
     once = [("prefill", 0, 3), ("prefill", 4, 1), *(("decode", 6 + number, 0) for number in range(4))]
     assert text.runner.calls == 4 * once
 
@@ -199,16 +195,16 @@ def test_every_trial_reads_the_same_prompt_and_makes_the_same_tokens():
 def test_time_to_the_first_token_holds_the_prefill_and_gaps_are_between_tokens():
     (trial,), _ = run(trials=1, warmup=0)
     assert (trial.prefill_ns, trial.ttft_ns) == (1001, 1001 + 1002)
-    assert trial.tpot_ns == [1003, 1004, 1005, 1006]
+    assert trial.tpot_ns == (1003, 1004, 1005, 1006)
 
 
 def test_a_summary_has_numpys_percentiles_and_speeds_of_the_whole():
-    trials, _ = run()
-    found = spent(trials)
-    gaps = [gap for trial in trials for gap in trial.tpot_ns]
+    made, _ = run()
+    found = spent(made)
+    gaps = [gap for trial in made for gap in trial.tpot_ns]
     assert found["valid"] and found["invalid_because"] == []
     assert found["decode_tokens_per_s"] == pytest.approx(12 / (sum(gaps) / 1e9))
-    assert found["prefill_tokens_per_s"] == pytest.approx(18 / (sum(trial.prefill_ns for trial in trials) / 1e9))
+    assert found["prefill_tokens_per_s"] == pytest.approx(18 / (sum(trial.prefill_ns for trial in made) / 1e9))
     for name, part in {"p50": 50, "p90": 90, "p95": 95}.items():
         assert found["tpot_ms"][name] == np.percentile(np.array(gaps) / 1e6, part)
     assert (found["tpot_ms"]["n"], found["ttft_ms"]["n"]) == (12, 3)
@@ -219,26 +215,26 @@ def test_one_value_is_its_own_distribution():
 
 
 def test_greedy_trials_that_differ_make_a_run_invalid():
-    trials, _ = run(Drifting)
-    assert spent(trials)["invalid_because"] == ["greedy trials must make the same tokens, and did not"]
+    found, _ = run(Drifting)
+    assert spent(found)["invalid_because"] == ["greedy trials must make the same tokens, and did not"]
 
 
 def test_a_trial_whose_scores_are_no_numbers_stops_and_makes_the_run_invalid():
-    trials, _ = run(Failing)
-    assert [trial.stop_reason for trial in trials] == ["length", "length", "not_finite"]
-    found = spent(trials)
+    made, _ = run(Failing)
+    assert [trial.stop_reason for trial in made] == ["length", "length", "not_finite"]
+    found = spent(made)
     assert not found["valid"] and "trial 3 stopped after 2 of 5 tokens: not_finite" in found["invalid_because"]
 
 
 def test_a_run_without_a_second_token_has_no_summary():
-    trials, _ = run()
+    found, _ = run()
     with pytest.raises(RuntimeError, match="NaN or infinity in every trial"):
-        spent([replace(trial, tpot_ns=[]) for trial in trials])
+        spent([replace(trial, tpot_ns=()) for trial in found])
 
 
 def test_a_hot_machine_is_waited_for_and_then_told(monkeypatch):
     states = iter(["serious", "fair", "nominal", "nominal", "fair"])
-    monkeypatch.setattr(device, "thermal", lambda: next(states))
+    monkeypatch.setattr(machine, "thermal", lambda: next(states))
     (trial,), _ = run(trials=1, warmup=0)
     assert (trial.thermal_before, trial.thermal_after) == ("nominal", "fair")
     assert spent([trial])["invalid_because"] == ["trial 1 ran on a machine whose thermal state was fair"]
@@ -246,8 +242,8 @@ def test_a_hot_machine_is_waited_for_and_then_told(monkeypatch):
 
 def test_trials_pause_between_them_and_warm_ups_do_not():
     pauses, made = [], describe()
-    settings = BenchmarkConfig(export=Path("."), **{**SMALL, "cooldown": 2.5})
-    benchmark.measure(lambda: Session(made, HashRunner(made)), settings, clock=Clock(), sleep=pauses.append)
+    procedure = Procedure(**{**SMALL, "cooldown": 2.5})
+    trials.measure(Session(made, HashRunner(made)), 50, procedure, clock=Clock(), sleep=pauses.append)
     assert pauses == [2.5, 2.5]
 
 
@@ -260,15 +256,14 @@ def test_a_prompt_is_splitmix64_over_all_but_the_control_tokens():
 
 @pytest.mark.parametrize(("prompt", "new"), [(128, 256), (1, 400), (400, 2), (9, 9), (10**9, 2), (16, 2)])
 def test_sizes_are_scaled_to_fill_the_context_and_no_more(prompt, new):
-    settings = BenchmarkConfig(export=Path("."), prompt_tokens=prompt, new_tokens=new)
-    found = scaled(settings, 16)
+    found = scaled(Procedure(prompt_tokens=prompt, new_tokens=new), 16)
     assert found.prompt_tokens + found.new_tokens - 1 == 16
     assert 1 <= found.prompt_tokens <= prompt and 2 <= found.new_tokens <= new
 
 
 def test_sizes_that_fit_are_kept():
-    settings = BenchmarkConfig(export=Path("."), prompt_tokens=15, new_tokens=2)
-    assert scaled(settings, 16) is settings
+    procedure = Procedure(prompt_tokens=15, new_tokens=2)
+    assert scaled(procedure, 16) is procedure
 
 
 def test_sizes_that_do_not_fit_are_scaled_with_a_word(tmp_path, monkeypatch, capsys):
@@ -276,14 +271,14 @@ def test_sizes_that_do_not_fit_are_scaled_with_a_word(tmp_path, monkeypatch, cap
     assert main(monkeypatch, "--export", export(tmp_path), *flags) == 0
     out, err = capsys.readouterr()
     assert "scaled down to the context of 16: 5 tokens of prompt and 12 new ones" in err
-    assert "prompt_tokens 5  new_tokens 12" in out
+    assert "new_tokens 12" in out
 
 
 def test_the_schema_refuses_a_report_without_its_trials(tmp_path, monkeypatch):
     plant(monkeypatch)
-    settings = BenchmarkConfig(export=export(tmp_path), **SMALL)
-    report = benchmark.measure_here(settings, ("cpuOnly", 1))
-    jsonschema.validate(report, SCHEMA)
-    assert "cpuOnly" in table([report])
+    settings = BenchmarkConfig(export=export(tmp_path), procedure=Procedure(**SMALL))
+    data = benchmark.measure_here(settings, ("cpuOnly", 1))
+    jsonschema.validate(data, SCHEMA)
+    assert "cpuOnly" in table([report.checked(data, "it")])
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate({**report, "trials": []}, SCHEMA)
+        jsonschema.validate({**data, "trials": []}, SCHEMA)

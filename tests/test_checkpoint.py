@@ -3,10 +3,28 @@ import struct
 from dataclasses import replace
 
 import mlx.core as mx
+import numpy as np
 import pytest
-from saved_folder import FILES, TEXTS, TINY, Disk, Killed, bits, flips, loaded, parts, refusal, stamped, weights
+from mlx import nn
+from saved_folder import (
+    FILES,
+    GRIDS,
+    TEXTS,
+    TINY,
+    Disk,
+    Killed,
+    bits,
+    flips,
+    loaded,
+    parts,
+    refusal,
+    rounded_weights,
+    stamped,
+    weights,
+)
 
 from trm_mlx import checkpoint, config
+from trm_mlx.adapt import grid
 from trm_mlx.tokenizer import Tokenizer
 
 pytest_plugins = ["saved_folder"]
@@ -84,6 +102,58 @@ def test_an_empty_folder_becomes_the_model_folder(tmp_path, tokenizer):
     (tmp_path / "model").mkdir()
     checkpoint.save(tmp_path / "model", TINY, tokenizer, weights(1), mx.float32)
     assert bits(loaded(tmp_path / "model")) == bits(weights(1))
+
+
+# Quantized
+
+
+def test_quantized_tensors_are_read_back_bit_for_bit(rounded):
+    held = checkpoint.contents(rounded)
+    assert held.grids == GRIDS
+    assert bits(held.arrays) == bits(rounded_weights(1))
+
+
+def test_a_quantized_model_is_loaded_as_the_numbers_it_was_rounded_to(rounded):
+    tensors, found = rounded_weights(1), loaded(rounded, mx.float32)
+    for name, each in GRIDS.items():
+        assert np.array_equal(np.array(found[name]), grid.values(name, tensors, each)), name
+    plain = weights(1).keys() - GRIDS.keys()
+    assert bits({name: found[name] for name in plain}) == bits({name: weights(1)[name] for name in plain})
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_packed_and_dense_models_give_the_same_scores(rounded, depth):
+    dense, packed = (checkpoint.load(rounded, packed=packed)[0] for packed in (False, True))
+    ids = mx.array([[2, 9, 300, 17, 44, 5, 6, 7]])
+    assert isinstance(packed.embedding, nn.QuantizedEmbedding)
+    assert "scales" in packed.prelude[0].attention.qkv
+    assert "scales" not in packed.core[0].feed_forward.up
+    assert mx.allclose(dense(ids, depth=depth), packed(ids, depth=depth), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [None, mx.float16, mx.float32], ids=str)
+def test_on_a_gpu_a_quantized_model_is_packed_unless_asked_otherwise(rounded, monkeypatch, dtype):
+    monkeypatch.setattr(checkpoint.mx, "default_device", lambda: "gpu")
+    ids = mx.array([[2, 9, 300, 17, 44, 5, 6, 7]])
+    packed, dense = checkpoint.load(rounded, dtype)[0], checkpoint.load(rounded, dtype, packed=False)[0]
+    assert isinstance(packed.embedding, nn.QuantizedEmbedding)
+    assert not isinstance(dense.embedding, nn.QuantizedEmbedding)
+    assert mx.allclose(packed(ids), dense(ids), rtol=0.05, atol=0.05)
+
+
+def test_new_weights_replace_those_of_a_quantized_model(rounded, tokenizer):
+    checkpoint.save(rounded, TINY, tokenizer, rounded_weights(2), mx.float32, GRIDS)
+    assert bits(checkpoint.contents(rounded).arrays) == bits(rounded_weights(2))
+
+
+def test_a_plain_model_does_not_replace_a_quantized_one(rounded, tokenizer):
+    refusal(lambda: checkpoint.save(rounded, TINY, tokenizer, weights(1), mx.float32), "another model")
+    assert bits(checkpoint.contents(rounded).arrays) == bits(rounded_weights(1))
+
+
+def test_the_tensors_of_a_plain_model_do_not_pass_for_quantized_ones(rounded, saved):
+    stamped(rounded, *parts(saved))
+    refusal(lambda: checkpoint.load(rounded), "model.safetensors", "numbers of its config.json")
 
 
 # Kills and full disks

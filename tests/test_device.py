@@ -8,13 +8,6 @@ from stand_in import ComputeUnit, HashRunner, MLModel, Plan, describe, expected,
 from convert import device, manifest
 from convert.session import Session
 
-QUIET = (
-    "Note: No thermal warning level has been recorded\n"
-    "Note: No performance warning level has been recorded\n"
-    "Note: No CPU power status has been recorded\n"
-)
-LIMITS = "2026-01-02 03:04:05 +0000 CPU Power notify\n\tCPU_Scheduler_Limit \t= 100\n\tCPU_Speed_Limit \t= {}\n"
-
 
 def runner(tmp_path, units="cpuAndNeuralEngine", **options):
     folder = export(tmp_path, **options)
@@ -144,63 +137,3 @@ def test_placement_that_core_ml_does_not_plan_is_none(tmp_path, monkeypatch):
     assert device.placement(tmp_path, "prefill", "all") is None
     monkeypatch.setattr(Plan, "devices", (None,) * 4)
     assert device.placement(tmp_path, "decode", "all") is None
-
-
-@pytest.mark.parametrize(
-    ("text", "state"),
-    [
-        (QUIET, "nominal"),
-        (LIMITS.format(100), "nominal"),
-        (LIMITS.format(62), "fair"),
-        (
-            QUIET.replace("Note: No performance warning level has been recorded", "Performance Warning Level = 1"),
-            "fair",
-        ),
-        ("Thermal Warning Level = 5\n", "serious"),
-        ("Thermal Warning Level = 0\n", "nominal"),
-        ("", "unknown"),
-        ("pmset: what?\n", "unknown"),
-    ],
-)
-def test_heat_is_read_from_what_pmset_says(monkeypatch, text, state):
-    monkeypatch.setattr(device, "told", lambda *command: text)
-    assert device.thermal() == state
-
-
-@pytest.mark.parametrize(
-    ("battery", "charging"),
-    [
-        ("Now drawing from 'AC Power'\n", None),
-        (
-            "Now drawing from 'AC Power'\n -InternalBattery-0 (id=1)\t81%; charging; 0:40 remaining present: true\n",
-            True,
-        ),
-        (
-            "Now drawing from 'AC Power'\n -InternalBattery-0 (id=1)\t80%; AC attached; not charging present: true\n",
-            False,
-        ),
-        ("Now drawing from 'Battery Power'\n -InternalBattery-0 (id=1)\t61%; discharging; 3:42 remaining\n", False),
-    ],
-)
-def test_power_is_read_from_what_pmset_says(monkeypatch, battery, charging):
-    texts = {"batt": battery, "-g": "Currently in use:\n standby  1\n lowpowermode         1\n"}
-    monkeypatch.setattr(device, "told", lambda *command: texts[command[-1]])
-    assert device.power() == {"low_power_mode": True, "charging": charging}
-
-
-def test_facts_hold_without_any_command_of_macos(monkeypatch):
-    monkeypatch.setattr(device, "told", lambda *command: "")
-    found = device.facts()
-    assert found["memory_bytes"] > 0 and found["cores"] > 0
-    assert found["low_power_mode"] is None and found["charging"] is None
-
-
-@pytest.mark.parametrize("error", [FileNotFoundError("pmset"), PermissionError("pmset")])
-def test_a_command_that_cannot_run_says_nothing(monkeypatch, error):
-    def fail(*_, **__):
-        raise error
-
-    monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.setattr(device.subprocess, "run", fail)
-    assert device.told("pmset", "-g") == ""
-    assert device.thermal() == "unknown"

@@ -3,14 +3,13 @@ import struct
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
-from saved_folder import TINY, bits, loaded, parts, refusal, stamped, weights
+from saved_folder import TINY, bits, document, loaded, parts, reconfigured, refusal, stamped, weights
 
-from trm_mlx import checkpoint, config
+from trm_mlx import checkpoint
 
 pytest_plugins = ["saved_folder"]
 
@@ -158,17 +157,6 @@ def test_weights_of_other_programs_are_refused(saved):
 
 
 # Hostile config
-
-
-def reconfigured(folder: Path, document: bytes) -> None:
-    """Another config.json, which the weights vouch for."""
-    (folder / "config.json").write_bytes(document)
-    stamped(folder, *parts(folder))
-
-
-def document(top: dict[str, Any] | None = None, **model: Any) -> bytes:
-    shape = config.to_json(TINY) | model
-    return json.dumps({"format": "trm_mlx.model", "version": 1, "model": shape} | (top or {})).encode()
 
 
 @pytest.mark.parametrize(

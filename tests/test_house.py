@@ -7,7 +7,16 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 DOORS = ["__init__", "__main__"]
-GROUND = ["files", "config", "journal", "backend", "fused", "recompute", "ranks"]  # files serves config and journal
+GROUND = [
+    "files",
+    "config",
+    "journal",
+    "backend",
+    "fused",
+    "recompute",
+    "ranks",
+    "machine",
+]  # files serves config and journal
 NOUNS = [  # in order: each may import the ones before it
     "vocabulary",
     "tokenizer",
@@ -24,9 +33,12 @@ NOUNS = [  # in order: each may import the ones before it
     "checkpoint",
     "loop",
     "runs",
+    "report",
+    "trials",
+    "comparison",
 ]
 ROOMS = ["decode", "adapt", "microscope", "puzzles"]
-VERBS = ["train", "quantize", "generate", "evaluate", "doctor"]
+VERBS = ["train", "quantize", "generate", "evaluate", "benchmark", "doctor"]
 FILES = sorted([*ROOT.glob("trm_mlx/**/*.py"), *ROOT.glob("convert/**/*.py")])
 LONGEST = 350  # lines
 

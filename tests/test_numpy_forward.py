@@ -12,6 +12,8 @@ from mlx.utils import tree_flatten
 
 import trm_mlx
 from trm_mlx import attention, checkpoint, fused
+from trm_mlx.adapt import grid
+from trm_mlx.adapt.grid import Grid
 from trm_mlx.model import Mask, ModelConfig, TinyRecursiveLM
 from trm_mlx.tokenizer import Tokenizer
 
@@ -106,6 +108,21 @@ def test_model_that_ships_computes_what_its_page_says():
     ids = [tokenizer.bos, *tokenizer.encode(TEXT * 3)][:40]
     assert len(ids) == 40
     assert difference(trm_mlx.PRETRAINED, ids) < 1e-4
+
+
+@pytest.mark.parametrize("method", ["affine", "lut"])
+@pytest.mark.parametrize("bits", [8, 6, 4])
+@pytest.mark.parametrize("group", [0, 32])
+def test_a_quantized_folder_computes_what_its_page_says(tmp_path, tokenizer, method, bits, group):
+    folder = save(tmp_path / "plain", tokenizer, mx.float32, {})
+    held = checkpoint.contents(folder)
+    grids = {name: Grid(method=method, bits=bits, group=group) for name in held.config.matrices()}
+    arrays = dict(held.arrays)
+    for name, each in grids.items():
+        arrays |= grid.fit(name, np.array(arrays.pop(name)), each)
+    checkpoint.save(tmp_path / "small", held.config, tokenizer, arrays, mx.float32, grids)
+    assert difference(tmp_path / "small", IDS) < 1e-4
+    assert not np.allclose(numpy_forward.logits(folder, IDS, 1), numpy_forward.logits(tmp_path / "small", IDS, 1))
 
 
 def test_every_tensor_of_a_folder_is_on_the_page(tmp_path, tokenizer):

@@ -14,9 +14,14 @@ from trm_mlx.model import ModelConfig
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("trm_mlx/pretrained/*/README.md"))]
 SETTINGS = {
+    "convert": "ExportConfig",
+    "convert.verify": "VerifyConfig",
+    "convert.benchmark": "BenchmarkConfig",
+    "quantize": "QuantizeConfig",
     "train": "TrainConfig",
     "generate": "GenerateConfig",
     "evaluate": "EvaluateConfig",
+    "benchmark": "BenchmarkConfig",
     "doctor": "DoctorConfig",
 }
 
@@ -42,8 +47,9 @@ def test_command_of_a_page_is_understood(line):
     if words[1] == "-m":
         verb = words[2].removeprefix("trm_mlx").lstrip(".")
         verb, flags = (verb, words[3:]) if verb else (words[3], words[4:])
-        assert verb in door.VERBS
-        module = importlib.import_module(f"trm_mlx.{verb}")
+        assert verb in door.VERBS or verb.startswith("convert")
+        name = f"trm_mlx.{verb}" if verb in door.VERBS else verb
+        module = importlib.import_module("convert.__main__" if name == "convert" else name)
         settings = getattr(module, SETTINGS[verb])
         config.parse(settings, [flag for flag in flags if flag != "--help"], program=verb)
     else:
@@ -52,7 +58,7 @@ def test_command_of_a_page_is_understood(line):
 
 def test_pages_hold_commands_of_every_verb():
     lines = "\n".join(commands())
-    assert all(verb in lines for verb in door.VERBS)
+    assert all(verb in lines for verb in [*door.VERBS, "convert", "convert.verify", "convert.benchmark"])
 
 
 def test_files_that_the_pages_name_exist():

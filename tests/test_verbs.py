@@ -20,8 +20,10 @@ pytest_plugins = ["tiny_folder"]
 
 CONFIGS = {
     "train": "TrainConfig",
+    "quantize": "QuantizeConfig",
     "generate": "GenerateConfig",
     "evaluate": "EvaluateConfig",
+    "benchmark": "BenchmarkConfig",
     "doctor": "DoctorConfig",
 }
 
@@ -172,10 +174,6 @@ def test_doctor_says_that_nothing_is_missing(monkeypatch, capsys):
     monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
     doctor.main([])
     assert capsys.readouterr().out.splitlines()[-1] == "missing          nothing"
-
-
-def test_a_package_that_is_not_installed_has_an_unknown_version():
-    assert doctor._version("no-such-package-of-ours") == "unknown"
 
 
 def test_the_speed_of_products_counts_two_operations_a_multiply_and_add(monkeypatch):

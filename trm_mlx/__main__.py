@@ -11,6 +11,7 @@ VERBS = {
     "quantize": "round a model to 8, 6 or 4 bits",
     "generate": "write text",
     "evaluate": "perplexity and bits per byte of text, at each depth",
+    "benchmark": "time to the first token, time per token, memory; compare reports",
     "doctor": "what this machine has, how fast it is, what is missing",
 }
 

@@ -13,6 +13,7 @@ renames leaves a folder that loads and resumes. File names are fixed: nothing in
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -115,10 +116,11 @@ def contents(folder: str | Path) -> Contents:
     folder = Path(folder)
     model_config, grids = load_config(folder), load_grids(folder)
     _present(folder, TOKENIZER)
-    parts = {name: each.parts(name, model_config.matrices()[name]) for name, each in grids.items()}
+    shapes = {name: _matrix(model_config, name) for name in grids}
+    parts = {name: each.parts(name, shapes[name]) for name, each in grids.items()}
     numbers = model_config.stored_parameters()
     for name, part in parts.items():
-        numbers += sum(prod(shape) for shape, _ in part.values()) - prod(model_config.matrices()[name])
+        numbers += sum(prod(shape) for shape, _ in part.values()) - prod(shapes[name])
     arrays, metadata = tensors.read(_present(folder, MODEL), numbers)
     for name, owner in _owners(folder).items():
         if metadata.get(name) != owner:
@@ -140,6 +142,11 @@ def contents(folder: str | Path) -> Contents:
             raise ValueError(f"{folder / MODEL}: {name!r} must be of {packed[name][1]}, got {array.dtype}")
         if name not in packed and not mx.issubdtype(array.dtype, mx.floating):
             raise ValueError(f"{folder / MODEL}: {name!r} must be of floating point numbers, got {array.dtype}")
+    for name, each in grids.items():
+        try:
+            grid.check(name, arrays, each)
+        except ValueError as error:
+            raise ValueError(f"{folder / MODEL}: {error}") from None
     revision = digest("".join(metadata[each] for each in ("config", "tokenizer", "sha256")).encode())
     return Contents(folder, model_config, tokenizer, arrays, grids, revision)
 
@@ -199,16 +206,28 @@ def load_grids(folder: Path) -> dict[str, Grid]:
     path, record = folder / CONFIG, _record(folder).get("grids", {})
     if not isinstance(record, dict):
         raise ValueError(f"{path}: grids must be a table of matrices and their grids")
-    known, grids = load_config(folder).matrices(), {}
+    model_config, grids = load_config(folder), {}
     for name, each in record.items():
-        if name not in known:
-            raise ValueError(f"{path}: grids names {name[:60]!r}, which is no matrix of this model")
+        try:
+            shape = _matrix(model_config, name)
+        except KeyError:
+            raise ValueError(f"{path}: grids names {name[:60]!r}, which is no matrix of this model") from None
         grids[name] = config.from_json(Grid, each, f"{path}: grids.{name}")
         try:
-            grids[name].groups(known[name])
+            grids[name].groups(shape)
         except ValueError as error:
             raise ValueError(f"{path}: grids.{name}: {error}") from None
     return grids
+
+
+def _matrix(model_config: ModelConfig, name: str) -> tuple[int, int]:
+    """One of `model_config.matrices()`, which a hostile config has millions of; a KeyError if it has none such."""
+    if name == "embedding.weight":
+        return model_config.vocabulary, model_config.width
+    found = re.fullmatch(r"(prelude|core|coda)\.(0|[1-9][0-9]{0,6})\.(.+)\.weight", name)
+    if not found or int(found[2]) >= getattr(model_config, found[1]):
+        raise KeyError(name)
+    return model_config.linears()[found[3]]
 
 
 def _record(folder: Path) -> dict[str, Any]:

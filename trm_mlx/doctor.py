@@ -8,13 +8,12 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Annotated
 
 import mlx.core as mx
 
-from trm_mlx import __version__, backend, config, fused
+from trm_mlx import __version__, backend, config, fused, machine
 
 SLOW = 10.0  # GFLOP/s on one core; a reference BLAS reaches 1 to 5, a real one 20 to 100
 EXTRAS = {"plot": "matplotlib", "hub": "datasets"}
@@ -59,7 +58,7 @@ def doctor() -> Findings:
         trm_mlx=__version__,
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
-        mlx=_version("mlx"),
+        mlx=machine.installed("mlx"),
         device=_device(),
         blas=backend.blas or ("MLX's own" if linux_cpu else "not needed"),
         compiler=compiler or "none",
@@ -86,13 +85,6 @@ def _device() -> str:
     if mx.default_device() == mx.Device(mx.cpu):
         return f"{name}, {platform.processor() or platform.machine()}"
     return f"{name}, {mx.device_info().get('device_name', 'unknown')}"
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -5,6 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,6 +22,7 @@ from trm_mlx.tokenizer import Tokenizer
 
 FABLES = Path(__file__).parent.parent / "docs" / "fables.txt"  # in a checkout
 GROUPS = {8: 0, 6: 32, 4: 32}  # inputs that share a scale, where --group does not say
+REPORT_SECONDS = 5.0
 Bits = Literal[8, 6, 4]
 
 
@@ -61,7 +63,10 @@ class QuantizeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Damage:
-    """Bits per byte at one depth before and after; their difference by window, with its standard error."""
+    """Bits per byte at one depth before and after; their difference by window, with its standard error.
+
+    The error is NaN where there is one window.
+    """
 
     depth: int
     before: float
@@ -82,17 +87,21 @@ class Quantized:
 
 
 def quantize(settings: QuantizeConfig) -> Quantized:
-    """Write a quantized model folder beside a plain one, which is left as it is.
+    """Write a quantized model folder beside another one, which is left as it is.
 
     Raises:
         FileNotFoundError: the model or the data is missing.
-        ValueError: the model is quantized already, the output exists, or a matrix does not suit the grid.
+        ValueError: the model is broken, the output exists, or a matrix does not suit the grid.
     """
     held = checkpoint.contents(settings.model)
     if held.grids:
-        raise ValueError(f"{settings.model} is quantized already; quantize the folder that it was made from")
+        _say(
+            f"{settings.model} is quantized already: its rounded numbers are rounded again, and are the ones compared"
+        )
     if settings.out.exists():
         raise ValueError(f"{settings.out} must be a new folder; remove it, or choose another --out")
+    if not next(parent for parent in settings.out.absolute().parents if parent.exists()).is_dir():
+        raise ValueError(f"{settings.out} must be in a folder, got one below a file; choose another --out")
     grids = {name: settings.grid(name) for name in held.config.matrices()}
     for name, shape in held.config.matrices().items():
         try:
@@ -100,23 +109,28 @@ def quantize(settings: QuantizeConfig) -> Quantized:
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     text = _text(settings, held.tokenizer)  # a missing file is told before the work
-    began, arrays = time.perf_counter(), dict(held.arrays)
-    for number, (name, each) in enumerate(grids.items(), 1):
-        _say(f"\rrounding {number}/{len(grids)} matrices", end="")
-        arrays |= grid.fit(name, np.array(arrays.pop(name).astype(mx.float32)), each)
-    _say("")
+    began, arrays = time.perf_counter(), held.dense()
+    due = began + REPORT_SECONDS
+    for number, (name, each) in enumerate(grids.items()):
+        if time.perf_counter() >= due:
+            _say(f"rounding  matrices {number}/{len(grids)}")
+            due = time.perf_counter() + REPORT_SECONDS
+        matrix = arrays.pop(name)
+        if held.grids.get(name) == each:
+            arrays |= {part: held.arrays[part] for part in each.names(name)}
+        else:
+            arrays |= grid.fit(name, np.array(matrix.astype(mx.float32)), each)
     seconds = time.perf_counter() - began
-    checkpoint.save(settings.out, held.config, held.tokenizer, arrays, _dtype(held), grids)
     length = min(held.config.window or held.config.context, held.config.context)
-    before, after = (_scores(folder, text, length) for folder in (settings.model, settings.out))
-    damage = []
+    before = _scores(settings.model, text, length)  # a model that cannot be measured leaves no folder
+    checkpoint.save(settings.out, held.config, held.tokenizer, arrays, _dtype(held), grids)
+    after, damage = _scores(settings.out, text, length), []
     for depth, parts in before.items():
         pairs = zip(after[depth], parts, strict=True)
         gap = objectives.score([(new[0] - old[0], *new[1:]) for new, old in pairs])
         first, last = (objectives.score(each).bits_per_byte for each in (parts, after[depth]))
-        error = 0.0 if math.isnan(gap.standard_error) else gap.standard_error
-        told = {"before": first, "after": last, "difference": gap.bits_per_byte, "difference_error": error}
-        damage.append(Damage(depth=depth, **told))
+        told = {"difference": gap.bits_per_byte, "difference_error": gap.standard_error}
+        damage.append(Damage(depth=depth, before=first, after=last, **told))
     sizes = [(folder / checkpoint.MODEL).stat().st_size for folder in (settings.model, settings.out)]
     return Quantized(
         bytes_before=sizes[0], bytes_after=sizes[1], seconds=seconds, tokens=len(text) - 1, damage=tuple(damage)
@@ -125,9 +139,12 @@ def quantize(settings: QuantizeConfig) -> Quantized:
 
 def _text(settings: QuantizeConfig, tokenizer: Tokenizer) -> np.ndarray:
     """The ids to measure on."""
-    corpus = settings.model / CORPUS
-    if not settings.data and corpus.is_dir():
-        return data.read_tokens(data.Corpus.load(corpus).held_out_path)[: settings.max_tokens + 1]
+    folder = settings.model / CORPUS
+    if not settings.data and folder.is_dir():
+        corpus = data.Corpus.load(folder, verify=True)
+        if corpus.tokenizer_sha256 != checkpoint.digest(tokenizer.bytes):
+            raise ValueError(f"{folder} was made with another tokenizer than the model's; give --data")
+        return data.read_tokens(corpus.held_out_path)[: settings.max_tokens + 1]
     sources = settings.data or ((str(FABLES),) if FABLES.is_file() else ())
     if not sources:
         raise ValueError("--data must name text to measure on: files, folders or globs of .txt or .jsonl")
@@ -141,8 +158,13 @@ def _text(settings: QuantizeConfig, tokenizer: Tokenizer) -> np.ndarray:
 
 def _scores(folder: Path, text: np.ndarray, length: int) -> dict[int, list[tuple[float, int, int]]]:
     model, tokenizer = checkpoint.load(folder, packed=False)
-    depths = range(1, model.config.depth + 1)
-    return {depth: _parts(model, tokenizer, text, length, depth) for depth in depths}
+    scores = {}
+    for depth in range(1, model.config.depth + 1):
+        _say(f"measuring  model {folder}  depth {depth}")
+        scores[depth] = _parts(model, tokenizer, text, length, depth)
+        if not all(math.isfinite(nats) for nats, _, _ in scores[depth]):
+            raise ValueError(f"the loss at depth {depth} must be finite; {folder} holds a broken model")
+    return scores
 
 
 def _parts(
@@ -159,8 +181,9 @@ def _dtype(held: checkpoint.Contents) -> mx.Dtype:
     return held.arrays["final_norm.weight"].dtype
 
 
-def _say(line: str, end: str = "\n") -> None:
-    print(line, end=end, file=sys.stderr, flush=True)
+def _say(line: str) -> None:
+    with suppress(BrokenPipeError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -168,13 +191,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     with config.door("trm_mlx.quantize"):
         made = quantize(settings)
         if settings.json:
-            print(json.dumps({"model": str(settings.out), **asdict(made)}))
+            record = asdict(made)
+            for one in record["damage"]:  # JSON has no NaN
+                one["difference_error"] = None if math.isnan(one["difference_error"]) else one["difference_error"]
+            print(json.dumps({"model": str(settings.out), **record}, allow_nan=False))
             return
         share = made.bytes_after / made.bytes_before
         print(f"bytes {made.bytes_before} -> {made.bytes_after} ({share:.2f}x)  seconds {made.seconds:.1f}")
         for one in made.damage:
             line = f"depth {one.depth}  bits_per_byte {one.before:.4f} -> {one.after:.4f}"
-            print(f"{line}  difference {one.difference:+.4f} +- {one.difference_error:.4f}  tokens {made.tokens}")
+            error = "" if math.isnan(one.difference_error) else f" +- {one.difference_error:.4f}"
+            print(f"{line}  difference {one.difference:+.4f}{error}  tokens {made.tokens}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ class ModelConfig:
     prelude: Annotated[int, "blocks before the core"] = 2
     core: Annotated[int, "blocks of the core, shared by all passes"] = 2
     coda: Annotated[int, "blocks after the core"] = 2
-    depth: Annotated[int, "most passes through the core"] = 3
+    depth: Annotated[int, "most passes through the core"] = 2
     context: Annotated[int, "positions the model is made for"] = 1024
     window: Annotated[int, "positions a token looks back on, itself included; 0: all"] = 0
     position: Annotated[Position, "how positions are told apart"] = "rope"
@@ -147,5 +147,5 @@ ModelConfig.PRESETS = {
     "tiny": ModelConfig(),
     "small": ModelConfig(width=384, heads=6, core=4),
     "base": ModelConfig(vocabulary=12288, width=512, heads=8, prelude=3, core=5, coda=3),
-    "large": ModelConfig(vocabulary=16384, width=576, heads=9, kv_heads=3, prelude=3, core=6, coda=3, depth=2),
+    "large": ModelConfig(vocabulary=16384, width=576, heads=9, kv_heads=3, prelude=3, core=6, coda=3),
 }

@@ -4,7 +4,8 @@
     lut      w = table[q], one table of float16 values for the tensor or for each group of its rows
 
 Scales have so few significant bits that scale * q is itself a float16 number. So nothing is rounded when it is
-computed: float16 and float32, MLX's `scale * (q + offset) + bias` and Core ML's `scale * q` are the same numbers.
+computed: Core ML's `scale * q` in float16 or float32 and MLX's `scale * (q + offset) + bias` in float32 are the same
+numbers, and MLX's in float16 at 6 and 4 bits. (At 8 bits q + offset has a bit too many; bfloat16 rounds all.)
 Whole numbers are packed as MLX packs them: q + 2^(bits - 1), or the place in the table, bits after bits from the
 lowest, in words of 32.
 
@@ -20,9 +21,10 @@ import numpy as np
 
 Method = Literal["affine", "lut"]
 MLX_GROUPS = (128, 64, 32)  # inputs that share a scale in MLX's own quantized products
-SHRINKS = np.linspace(0.70, 1.06, 19)  # of the scale that reaches the largest weight: less clips it, and rounds finer
+SHRINKS = np.linspace(0.70, 1.14, 23)  # of the scale that reaches the largest weight; 9/8 is the next that does
 LLOYD = 40  # rounds of k-means at most; the error stops falling after 10 to 30
 SMALLEST = -24  # float16 counts in steps of 2^-24
+LARGEST = 65504  # of float16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +39,19 @@ class Grid:
 
     def __post_init__(self) -> None:
         if self.bits not in (4, 6, 8):
-            raise ValueError(f"bits must be 4, 6 or 8, got {self.bits}")
+            raise ValueError(f"bits must be 4, 6 or 8, got {str(self.bits)[:20]}")
         if self.group < 0:
-            raise ValueError(f"group must not be negative, got {self.group}")
+            raise ValueError(f"group must not be negative, got {str(self.group)[:20]}")
 
     @property
     def significant(self) -> int:
         """Significant bits of a scale: with the bits - 1 of |q| they fill a float16's 11, or one less."""
         return {8: 4, 6: 5, 4: 7}[self.bits]
+
+    @property
+    def largest(self) -> float:
+        """The largest scale: 2^(bits - 1) times the next one is no number of float16."""
+        return 2.0 ** (17 - self.bits) * (1 - 2.0**-self.significant)
 
     def groups(self, shape: tuple[int, int]) -> int:
         """Scales in a row, or tables.
@@ -58,7 +65,7 @@ class Grid:
         whole, of = (columns, "inputs") if self.method == "affine" else (rows, "rows")
         group = self.group or whole
         if whole % group:
-            raise ValueError(f"group must divide the {whole} {of} of a matrix, got {group}")
+            raise ValueError(f"group must divide the {whole} {of} of a matrix, got {str(group)[:20]}")
         return whole // group
 
     def names(self, name: str) -> tuple[str, str]:
@@ -76,12 +83,12 @@ def fit(name: str, weight: np.ndarray, grid: Grid) -> dict[str, mx.array]:
     """The tensors of the matrix (O, I) rounded to a grid, by name.
 
     Raises:
-        ValueError: its shape does not suit the grid, or it holds what is no number.
+        ValueError: its shape does not suit the grid, or it holds what is no number of float16.
     """
     grid.groups(weight.shape)
     weight = weight.astype(np.float32)
-    if not np.isfinite(weight).all():
-        raise ValueError(f"{name} must hold finite numbers to be rounded")
+    if not (np.abs(weight) <= LARGEST).all():
+        raise ValueError(f"{name} must hold finite numbers of at most {LARGEST} to be rounded")
     if grid.method == "affine":
         scales, whole = _affine(weight, grid)
         return dict(
@@ -89,6 +96,24 @@ def fit(name: str, weight: np.ndarray, grid: Grid) -> dict[str, mx.array]:
         )
     table, places = _lut(weight, grid)
     return dict(zip(grid.names(name), (pack(places, grid.bits), mx.array(table)), strict=True))
+
+
+def check(name: str, tensors: Mapping[str, mx.array], grid: Grid) -> None:
+    """Refuse scales and tables that `fit` does not make.
+
+    Raises:
+        ValueError: they are not finite, or scale * q is not always a number of float16.
+    """
+    held = grid.names(name)[1]
+    rest = np.array(tensors[held]).astype(np.float64)
+    if not np.isfinite(rest).all():
+        raise ValueError(f"{held!r} must be finite")
+    if grid.method == "lut":
+        return
+    if not ((rest > 0) & (rest <= grid.largest)).all():
+        raise ValueError(f"{held!r} must be above 0 and at most {grid.largest:g}")
+    if not np.array_equal(coarse(rest, grid.significant), rest):
+        raise ValueError(f"{held!r} must be of at most {grid.significant} significant bits")
 
 
 def whole_numbers(name: str, tensors: Mapping[str, mx.array], grid: Grid) -> np.ndarray:
@@ -147,7 +172,7 @@ def coarse(scales: np.ndarray, significant: int) -> np.ndarray:
     """The nearest numbers of so few significant bits, at least one step of float16."""
     fraction, exponent = np.frexp(np.maximum(scales, 2.0**SMALLEST))
     step = np.ldexp(1.0, np.maximum(exponent - significant, SMALLEST))
-    return np.maximum(np.round(np.ldexp(fraction, exponent) / step), 1) * step
+    return np.round(np.ldexp(fraction, exponent) / step) * step
 
 
 def _affine(weight: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
@@ -159,7 +184,7 @@ def _affine(weight: np.ndarray, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     best = np.full(reach.shape, np.inf)
     chosen, whole = np.ones(reach.shape), np.zeros(grouped.shape, np.int16)
     for shrink in SHRINKS:
-        scale = coarse(reach * shrink, grid.significant)
+        scale = np.minimum(coarse(reach * shrink, grid.significant), grid.largest)
         found = np.clip(np.rint(grouped / scale.astype(np.float32)), -most, most)
         error = np.square(grouped - found * scale.astype(np.float32)).sum(-1, keepdims=True)
         better = error < best

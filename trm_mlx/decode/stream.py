@@ -78,13 +78,9 @@ def events(
     cache = model.cache(settings.depth)
     history = History(tokenizer.vocabulary, prompt if sampling.repetition_penalty != 1 else ())
     ends, words, scanner = (tokenizer.eos, tokenizer.end), tokenizer.stream(), Scanner(settings.stop)
-    ids = list(prompt)
-    while len(ids) > PREFILL:
-        _scores(model, ids[:PREFILL], cache)
-        mx.eval(cache.arrays)
-        del ids[:PREFILL]
+    ids = prompt
     for step in range(settings.max_tokens):
-        token = sample(np.array(_scores(model, ids, cache)), sampling, step, history)
+        token = sample(scores(model, ids, cache), sampling, step, history)
         if token in ends:
             yield Event(token, scanner.push(words.finish()) + scanner.finish(), "end")
             return
@@ -105,11 +101,15 @@ def events(
         ids = [token]
 
 
-def _scores(model: TinyRecursiveLM, ids: list[int], cache: Cache) -> mx.array:
-    """(V,) float32 scores of the token after these, which the cache then holds."""
+def scores(model: TinyRecursiveLM, ids: Sequence[int], cache: Cache) -> np.ndarray:
+    """(V,) float32 scores of the token after these, which the cache then holds; at least one id."""
+    last = (len(ids) - 1) // PREFILL * PREFILL
     with fused.uncompiled():
-        logits = model(mx.array([ids]), depth=cache.depth, cache=cache, last=True)
-    return logits[0, 0].astype(mx.float32)
+        for start in range(0, last, PREFILL):
+            model(mx.array([list(ids[start : start + PREFILL])]), depth=cache.depth, cache=cache, last=True)
+            mx.eval(cache.arrays)
+        logits = model(mx.array([list(ids[last:])]), depth=cache.depth, cache=cache, last=True)
+    return np.array(logits[0, 0].astype(mx.float32))
 
 
 class Scanner:
