@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
-from convert import NEEDED
+from convert import NEEDED, manifest
 from convert.manifest import Compression, Precision, StateKind
 from trm_mlx import PRETRAINED, config
 
@@ -63,7 +63,7 @@ def export(settings: ExportConfig) -> Path:
         raise ValueError(f"{settings.model} is quantized already; --compress is for a plain model")
     if settings.out.exists() and not settings.force:
         raise ValueError(f"{settings.out} exists; remove it, choose another --out, or give --force")
-    if settings.out.exists() and not (settings.out / "manifest.json").is_file():
+    if settings.out.exists() and not manifest.is_export(settings.out):
         raise ValueError(f"{settings.out} is no export folder, so --force does not replace it; choose another --out")
     if find_spec("coremltools") is None:
         raise ImportError(NEEDED)
@@ -76,18 +76,22 @@ def export(settings: ExportConfig) -> Path:
         depths=depths, context=context, chunk=settings.chunk, state=settings.state, precision=settings.precision
     )
     name = settings.name or class_name(settings.model.resolve().name)
-    settings.out.parent.mkdir(parents=True, exist_ok=True)
-    aside = settings.out.with_name(f".{settings.out.name}.{os.getpid()}.partial")
+    out = settings.out.resolve()  # what a link leads to is replaced, and not the link
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside, before = (out.with_name(f".{out.name}.{os.getpid()}.{word}") for word in ("partial", "before"))
     began = time.perf_counter()
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         folder.fill(aside, held, plan, name, settings.compress, lambda what: _say(began, what))
-        if settings.out.exists():
-            shutil.rmtree(settings.out)
-        os.replace(aside, settings.out)
+        if out.exists():
+            os.replace(out, before)
+        os.replace(aside, out)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        if before.exists() and not out.exists():
+            os.replace(before, out)
+        for each in (aside, before):
+            shutil.rmtree(each, ignore_errors=True)
     return settings.out
 
 
@@ -108,6 +112,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         made = export(settings)
         for file in sorted(each for each in made.rglob("*") if each.is_file()):
             print(f"{file.stat().st_size:>10}  {file}")
+        if settings.compress != "none":
+            from convert import agreement
+
+            print(agreement.line("damage", agreement.damage(made, settings.model)))
         print(f"check it with: python -m convert.verify {made} --model {settings.model}", file=sys.stderr)
 
 

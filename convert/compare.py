@@ -22,6 +22,11 @@ def first_difference(saved: Package, made: Package) -> str | None:
         return "its description of functions, inputs and outputs is another one"
     if saved.spec != made.spec:
         return "it stores a constant at another place, or says something else of itself"
+    for path in sorted({each.relative_to(saved.path) for each in saved.path.rglob("*") if each.is_file()}):
+        if not (made.path / path).is_file():
+            return f"{path} does not belong to it"
+        if (saved.path / path).read_bytes() != (made.path / path).read_bytes():
+            return f"{path} has other bytes, where no operation reads"
     return None
 
 

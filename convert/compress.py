@@ -8,7 +8,10 @@ Nothing is rounded here. Every scale times its whole number is a float16 number 
 float16(scale * q) is the weight that MLX multiplies with.
 """
 
+import contextlib
 import hashlib
+import io
+from collections.abc import Generator, Iterable
 from typing import Any
 
 import coremltools as ct
@@ -16,14 +19,15 @@ import coremltools.optimize.coreml as cto
 import mlx.core as mx
 import numpy as np
 from coremltools.converters.mil import Builder
-from coremltools.converters.mil.mil import Var, types
+from coremltools.converters.mil.mil import Program, Var, types
+from coremltools.converters.mil.mil.passes.pass_pipeline import PassPipelineManager
 
 from convert.manifest import Compression
 from trm_mlx.adapt import grid
 from trm_mlx.checkpoint import Contents
 
 mb: Any = Builder  # which makes its operations at run time
-LEAST = 4096  # numbers of a constant that is rounded: matrices, and no gains or tables
+ROUNDING = {"int": "compression::linear_quantize_weights", "lut": "compression::palettize_weights"}  # its passes
 
 
 def constant(name: str, held: Contents, dtype: type[np.float16] | type[np.float32]) -> Var:
@@ -53,11 +57,29 @@ def weight_id(value: np.ndarray) -> str:
     return f"{kind} {hashlib.sha256(value.tobytes()).hexdigest()}"
 
 
-def rounded(model: "ct.models.MLModel", how: Compression) -> "ct.models.MLModel":
-    """A single-function model whose matrices coremltools rounded by its own rules, which MLX does not know."""
+def round_matrices(program: Program, names: Iterable[str], how: Compression) -> None:
+    """Let coremltools round the matrices of these names, in every function, by rules of its own."""
+    bits = int(how[3:])
     if how.startswith("int"):
-        by: Any = {"granularity": "per_block", "block_size": 32} if how == "int4" else {}
-        each = cto.OpLinearQuantizerConfig(mode="linear_symmetric", dtype=how, weight_threshold=LEAST, **by)
-        return cto.linear_quantize_weights(model, cto.OptimizationConfig(global_config=each))
-    each = cto.OpPalettizerConfig(mode="kmeans", nbits=int(how[3:]), weight_threshold=LEAST)
-    return cto.palettize_weights(model, cto.OptimizationConfig(global_config=each))
+        by: Any = {"granularity": "per_block", "block_size": 32} if bits == 4 else {}
+        each = cto.OpLinearQuantizerConfig(mode="linear_symmetric", dtype=how, weight_threshold=0, **by)
+    else:
+        each = cto.OpPalettizerConfig(mode="kmeans", nbits=bits, weight_threshold=0)
+    chosen = cto.OptimizationConfig()
+    for name in names:
+        chosen.set_op_name(name.replace(".", "_"), each)
+    pipeline: Any = ct.PassPipeline([ROUNDING[how[:3]]], "trm_mlx")
+    pipeline.set_options(ROUNDING[how[:3]], {"config": chosen})
+    with quiet():
+        PassPipelineManager.apply_pipeline(program, pipeline)
+    for function in program.functions.values():
+        for op in function.operations:
+            if op.op_type.startswith("constexpr_"):  # which has another name than the matrix that it stands for
+                op.name = op.outputs[0].name = op.name.removesuffix("_quantized").removesuffix("_palettized")
+
+
+@contextlib.contextmanager
+def quiet() -> Generator[None]:
+    """Without coremltools' own progress and warnings, which are not about what the user asked."""
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        yield

@@ -1,13 +1,17 @@
 """Fills an export folder: package, tokenizer, golden texts and, last, the manifest that vouches for the rest."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from convert import golden, lint, manifest, package
-from convert.manifest import Compression, Manifest, Sampling, Tokens
+from convert.manifest import Compression, Manifest, Sampling, SelfTest, Tokens
 from convert.program import Plan
 from trm_mlx import checkpoint, files
 from trm_mlx.checkpoint import Contents
+
+# isort: split
+import mlx.core as mx
 
 SAMPLING = Sampling(temperature=0.7, top_k=40, top_p=1.0, min_p=0.0, repetition_penalty=1.1)
 
@@ -30,14 +34,22 @@ def fill(
     told("checking the structure")
     lint.check(made)
     told("writing the golden texts")
-    model, tokenizer = checkpoint.load(held.folder, packed=False)
+    model, tokenizer = checkpoint.load(held.folder, mx.float32, packed=False)
     reference = golden.golden(model, tokenizer, plan.depths, plan.context)
     files.replace(folder / manifest.GOLDEN, golden.text(reference))
     files.replace(folder / manifest.TOKENIZER, tokenizer.bytes)
+    test = golden.self_test(model, reference, plan.depths[-1])
+    record = replace(describe(held, plan, name, how), self_test=test, files=tuple(manifest.records(folder)))
+    files.replace(folder / manifest.FILE, manifest.text(record))
+    return record
+
+
+def describe(held: Contents, plan: Plan, name: str, how: Compression) -> Manifest:
+    """The manifest of an export, without its self-test and its files."""
     shape = held.config
-    record = Manifest(
+    return Manifest(
         name=name,
-        package=made.name,
+        package=f"{name}.mlpackage",
         revision=held.revision,
         stored_parameters=shape.stored_parameters(),
         effective_parameters=shape.effective_parameters(plan.depths[-1]),
@@ -55,11 +67,9 @@ def fill(
         functions=plan.pairs(shape),
         tokens=Tokens(),
         sampling=SAMPLING,
-        self_test=golden.self_test(model, reference, plan.depths[-1]),
-        files=tuple(manifest.records(folder)),
+        self_test=SelfTest(depth=plan.depths[-1], steps=()),
+        files=(),
     )
-    files.replace(folder / manifest.FILE, manifest.text(record))
-    return record
 
 
 def described(held: Contents, how: Compression) -> str:

@@ -3,6 +3,7 @@
 The app reads the same file; docs/export.md explains every key.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -160,15 +161,27 @@ def read(folder: Path) -> Manifest:
     return config.from_json(Manifest, record, str(path))
 
 
+def is_export(folder: Path) -> bool:
+    """Whether a folder says of itself that it is an export, of whatever version."""
+    if not (folder / FILE).is_file():
+        return False
+    with contextlib.suppress(ValueError):
+        record = config.load(folder / FILE)
+        return isinstance(record, dict) and record.get("format") == FORMAT
+    return False
+
+
 def records(folder: Path) -> Iterator[FileRecord]:
     """Every file of an export folder but the manifest, by path.
 
     Raises:
         ValueError: one is a link or no plain file.
     """
-    found = [Path(place) / name for place, _, names in os.walk(folder) for name in names]
+    found = [Path(place) / name for place, folders, names in os.walk(folder) for name in (*folders, *names)]
     for path in sorted(found, key=lambda path: path.relative_to(folder).as_posix()):
         inside = path.relative_to(folder).as_posix()
+        if path.is_dir() and not path.is_symlink():
+            continue
         if path.is_symlink() or not path.is_file():
             raise ValueError(f"{path} must be a plain file")
         if inside != FILE and path.name != ".DS_Store":  # which the Finder leaves

@@ -5,9 +5,10 @@ to run (random identifiers, the order of maps, dates, file modes) is written ane
 """
 
 import contextlib
-import io
+import errno
 import json
 import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Generator
@@ -18,7 +19,7 @@ import coremltools as ct
 from coremltools.converters.mil.mil import Program
 from coremltools.proto import Model_pb2
 
-from convert import compress
+from convert.compress import quiet
 from convert.manifest import Compression
 from convert.program import OPSET, Plan, build
 from trm_mlx import __version__
@@ -64,12 +65,10 @@ def make(
         OSError: it could not be written.
     """
     path = folder / f"{name}.mlpackage"
-    if how == "none":
-        program = build(held, plan, told)
-        told("saving")
+    program = build(held, plan, how, told)
+    told("saving")
+    with writing():
         convert(program).save(str(path))
-    else:
-        _compressed(held, plan, path, how, told)
     finish(path, held, plan, name)
     return path
 
@@ -85,25 +84,6 @@ def convert(program: Program) -> "ct.models.MLModel":
             compute_units=ct.ComputeUnit.CPU_AND_NE,
             skip_model_load=True,
         )
-
-
-def _compressed(held: Contents, plan: Plan, path: Path, how: Compression, told: Callable[[str], None]) -> None:
-    """Each function is rounded alone, as coremltools asks, and then all are merged, which shares equal weights."""
-    merged = ct.utils.MultiFunctionDescriptor()
-    with tempfile.TemporaryDirectory() as aside:
-        program = build(held, plan, told)
-        for name, function in program.functions.items():
-            told(f"{how} {name}")
-            alone = Program()
-            alone.add_function("main", function)
-            place = str(Path(aside) / f"{name}.mlpackage")
-            with quiet():
-                compress.rounded(convert(alone), how).save(place)
-            merged.add_function(place, src_function_name="main", target_function_name=name)
-        merged.default_function_name = program.default_function_name
-        told("merging")
-        with quiet():
-            ct.utils.save_multifunction(merged, str(path))
 
 
 def finish(path: Path, held: Contents, plan: Plan, name: str) -> None:
@@ -157,7 +137,18 @@ def _items(name: str) -> str:
 
 
 @contextlib.contextmanager
-def quiet() -> Generator[None]:
-    """Without coremltools' own progress and warnings, which are not about what the user asked."""
-    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+def writing() -> Generator[None]:
+    """Tell a full disk from what coremltools makes of it.
+
+    Raises:
+        OSError: it could not write; names what, or where.
+    """
+    try:
         yield
+    except shutil.Error as error:  # one line of several copies
+        number = errno.ENOSPC if f"[Errno {errno.ENOSPC}]" in str(error) else errno.EIO
+        raise OSError(number, os.strerror(number), str(error.args[0][0][1])) from error
+    except RuntimeError as error:
+        if "FileWriter" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), tempfile.gettempdir()) from error  # as a rule

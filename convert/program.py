@@ -18,15 +18,14 @@ import numpy as np
 from coremltools.converters.mil import Builder
 from coremltools.converters.mil.mil import Function, Program, Var, types
 
-from convert.compress import constant, weight_id
-from convert.manifest import FunctionPair, Precision, StateKind
+from convert.compress import constant, round_matrices, weight_id
+from convert.manifest import Compression, FunctionPair, Precision, StateKind
+from convert.positions import Positions
 from trm_mlx.checkpoint import Contents
 from trm_mlx.model import EPSILON
 from trm_mlx.shape import ModelConfig
 
 mb: Any = Builder  # which makes its operations at run time
-MASKED = -1e4  # added to a score, leaves no probability, and is far from what float16 holds
-TURN = 32  # positions that the finer of two tables of angles holds
 OPSET = ct.target.iOS18
 
 
@@ -66,10 +65,13 @@ class Plan:
         return 2 * self.slots(config, self.depths[-1]), config.kv_heads, self.context, config.head_width
 
 
-def build(held: Contents, plan: Plan, told: Callable[[str], None] = lambda name: None) -> Program:
+def build(
+    held: Contents, plan: Plan, how: Compression = "none", told: Callable[[str], None] = lambda what: None
+) -> Program:
     """The program with all functions of the plan.
 
     Args:
+        how: rounding by coremltools, of a model that is not quantized.
         told: is given the name of each function before it is built.
     """
     program = Program()
@@ -79,6 +81,9 @@ def build(held: Contents, plan: Plan, told: Callable[[str], None] = lambda name:
             program.add_function(name, Step(held, plan, tokens, pair.depth).function())
     program.default_function_name = plan.pairs(held.config)[-1].decode
     program.export_as_multifunction = True
+    if how != "none":
+        told(f"rounding to {how}")
+        round_matrices(program, held.config.matrices(), how)
     for function in program.functions.values():
         for op in function.operations:
             if op.op_type == "const" and isinstance(op.outputs[0].val, np.ndarray):
@@ -93,7 +98,6 @@ class Step:
         self.held, self.plan, self.config, self.T, self.depth = held, plan, held.config, tokens, depth
         self.type = np.float16 if plan.precision == "float16" else np.float32
         self.kind = types.fp16 if plan.precision == "float16" else types.fp32
-        self.word = "fp16" if plan.precision == "float16" else "fp32"
         self.kept: dict[str, Var] = {}
         self.rows: dict[int, tuple[Var, Var]] = {}  # new keys and values by slot
 
@@ -109,7 +113,8 @@ class Step:
             cache = given["kv_cache"] if host else mb.read_state(input=given["kv_cache"], name="cache")
             self.past, self.position = cache, given["position"]
             places = mb.add(x=np.arange(self.T, dtype=np.int32), y=self.position, name="places")  # (T,)
-            self.mask, self.turns = self._mask(places), self._turns(places)
+            positions = Positions(self.config, self.plan.context, self.position, places, self.type)
+            self.mask, self.turns = positions.mask(), positions.turns()
             logits = self._logits(given, places)
             rows = mb.concat(values=list(self._in_order()), axis=0, name="kv_rows")  # (2 S_r, N, T, K)
             if host:
@@ -177,71 +182,6 @@ class Step:
         rates = 10_000.0 ** (-np.arange(0, self.config.width, 2) / self.config.width)
         angles = np.arange(self.plan.context)[:, None] * rates
         return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1).astype(self.type)
-
-    def _turns(self, places: Var) -> tuple[Var, Var] | None:
-        """Cosines, and sines with the first half negative, of the call's positions: each (1, 1, T, K).
-
-        From two small tables, by the sums of angles: one of all positions would be a good part of a small package.
-        """
-        if self.config.position != "rope":
-            return None
-        coarse = mb.floor_div(x=places, y=np.int32(TURN), name="places_coarse")
-        fine = mb.sub(x=places, y=mb.mul(x=coarse, y=np.int32(TURN), name="places_floor"), name="places_fine")
-        rates = self.config.rope_base ** (-np.arange(0, self.config.head_width, 2) / self.config.head_width)
-        read = {}
-        for which, index, step in (("coarse", coarse, TURN), ("fine", fine, 1)):
-            count = TURN if step == 1 else -(-self.plan.context // TURN)
-            angles = step * np.arange(count)[:, None] * rates
-            for name, table in (("cosines", np.cos(angles)), ("sines", np.sin(angles))):
-                held = self._constant(f"{name}_{which}", table.astype(np.float32))
-                read[name, which] = mb.gather(
-                    x=held, indices=index, axis=0, validate_indices=False, name=f"{name}_{which}_read"
-                )
-
-        def product(first: str, second: str) -> Var:
-            x, y = read[first, "coarse"], read[second, "fine"]
-            return mb.mul(x=x, y=y, name=f"{first}_by_{second}")
-
-        cosines = mb.sub(x=product("cosines", "cosines"), y=product("sines", "sines"), name="cosines_half")
-        sines = mb.add(x=product("sines", "cosines"), y=product("cosines", "sines"), name="sines_half")
-        negative = mb.mul(x=sines, y=np.float32(-1), name="sines_negative")
-        found = []
-        for name, halves in (("cosines", (cosines, cosines)), ("sines", (negative, sines))):
-            whole = mb.concat(values=list(halves), axis=1, name=f"{name}_whole")
-            if self.word == "fp16":
-                whole = mb.cast(x=whole, dtype="fp16", name=f"{name}_cast")
-            found.append(mb.expand_dims(x=whole, axes=[0, 1], name=name))
-        return found[0], found[1]
-
-    def _mask(self, places: Var) -> Var:
-        """(1, 1, T, C), with alibi (1, H, T, C): added to the scores of the cache's keys, then of the call's own."""
-        past, window = self.plan.context - self.T, self.config.window
-        rows = mb.expand_dims(x=places, axes=[0, 1, 3], name="row_places")  # (1, 1, T, 1)
-        own = mb.expand_dims(x=places, axes=[0, 1, 2], name="own_places")  # (1, 1, 1, T)
-        cached = np.arange(past, dtype=np.int32).reshape(1, 1, 1, past)
-        zeros = np.zeros((1, 1, self.T, 1), np.int32)
-        length = mb.add(x=zeros, y=self.position, name="cache_length")  # in every row
-        seen = {"cached": mb.less(x=cached, y=length, name="cached_seen")}
-        seen["own"] = mb.less_equal(x=own, y=rows, name="own_seen")
-        masks = []
-        if window:
-            before = mb.sub(x=rows, y=np.int32(window), name="row_before_window")
-        for name, keys in (("cached", cached), ("own", own)):
-            if window:
-                near = mb.greater(x=keys, y=before, name=f"{name}_near")
-                seen[name] = mb.logical_and(x=seen[name], y=near, name=f"{name}_seen_near")
-            real = mb.cast(x=seen[name], dtype=self.word, name=f"{name}_seen_real")
-            unseen = mb.sub(x=real, y=self.type(1), name=f"{name}_unseen")
-            mask = mb.mul(x=unseen, y=self.type(-MASKED), name=f"{name}_mask")  # 0 where seen
-            masks.append(mb.add(x=mask, y=self._bias(rows, keys, name)) if self.config.position == "alibi" else mask)
-        return mb.concat(values=masks, axis=3, name="mask")
-
-    def _bias(self, rows: Var, keys: Var | np.ndarray, name: str) -> Var:
-        """(1, H, T, keys): ALiBi's, falling with distance."""
-        slopes = 2.0 ** (-8 * np.arange(1, self.config.heads + 1) / self.config.heads)
-        apart = mb.sub(x=keys, y=rows, name=f"{name}_apart")  # negative where seen
-        apart = mb.cast(x=apart, dtype=self.word, name=f"{name}_apart_real")
-        return mb.mul(x=apart, y=slopes.astype(self.type).reshape(1, -1, 1, 1), name=f"{name}_bias")
 
     def _block(self, x: Var, place: str, name: str, slot: int, scale: float, index: int = 0) -> Var:
         for branch, run in (("attention", self._attention), ("feed_forward", self._feed_forward)):

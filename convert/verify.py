@@ -7,14 +7,15 @@ run by our own interpreter, through prefill, decode and the state, and held agai
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 
-from convert import NEEDED, manifest
+from convert import NEEDED, golden, manifest
+from convert.agreement import Agreement, line, take_weights
 from convert.manifest import Manifest
 from convert.session import Runner, Session
 from trm_mlx import PRETRAINED, checkpoint, config
@@ -22,7 +23,6 @@ from trm_mlx.model import TinyRecursiveLM
 
 # isort: split
 import mlx.core as mx
-from mlx.utils import tree_unflatten
 
 SINGLE = 48  # tokens read one by one at the beginning of the context, and again at its end
 BLOCK = 16  # products after which the accumulators of the error bar are rounded
@@ -37,44 +37,6 @@ class VerifyConfig:
 
     export: Annotated[Path, "export folder; may be given without the flag"]
     model: Annotated[Path, "model folder that it was made from"] = PRETRAINED
-
-
-@dataclass
-class Agreement:
-    """Scores of a package beside MLX's, row by row.
-
-    Shapes: n rows, V vocabulary.
-    """
-
-    rows: list[np.ndarray] = field(default_factory=list)  # each (V,), the package's
-    wanted: list[np.ndarray] = field(default_factory=list)  # MLX's
-
-    def add(self, rows: np.ndarray, wanted: np.ndarray) -> None:
-        """Add (n, V) scores of both."""
-        self.rows += list(np.atleast_2d(rows))
-        self.wanted += list(np.atleast_2d(wanted))
-
-    def figures(self, tolerance: float) -> dict[str, float]:
-        """Errors absolute and as shares of the largest score, agreement of the likeliest tokens, KL in nats.
-
-        A position is a tie, and not counted, if MLX's own two likeliest tokens are nearer to each other than twice
-        the error that is allowed.
-        """
-        rows, wanted = np.stack(self.rows).astype(np.float64), np.stack(self.wanted).astype(np.float64)
-        error, largest = np.abs(rows - wanted), np.abs(wanted).max()
-        seconds = np.sort(wanted, axis=-1)[:, -2:]
-        clear = seconds[:, 1] - seconds[:, 0] > 2 * tolerance * largest
-        same = rows.argmax(-1) == wanted.argmax(-1)
-        shares, own = (_log_softmax(each) for each in (wanted, rows))
-        return {
-            "positions": len(rows),
-            "max_error": float(error.max()),
-            "mean_error": float(error.mean()),
-            "relative_error": float(error.max() / largest),
-            "ties": int((~clear).sum()),
-            "top1_agreement": float(same[clear].mean()) if clear.any() else 1.0,
-            "kl_nats": float((np.exp(shares) * (shares - own)).sum(-1).mean()),
-        }
 
 
 class Interpreted(Runner):
@@ -124,9 +86,12 @@ def verify(settings: VerifyConfig) -> Iterator[str]:
     if changed:
         raise RuntimeError(f"files are not as the manifest says: {', '.join(changed)}")
     yield f"files     {len(told.files)}, each as the manifest says; the structure is sound"
-    model, _ = checkpoint.load(settings.model, mx.float32, packed=False)
+    model, tokenizer = checkpoint.load(settings.model, mx.float32, packed=False)
+    _say("reading the golden texts")
+    if found := next(golden.faults(golden.read(settings.export), told, model, tokenizer), None):
+        raise RuntimeError(f"golden.json or manifest.json says what MLX does not: {found}")
     if told.compress != "none":
-        _take_weights(model, package, told)
+        take_weights(model, package, told)
     yield from _agreements(settings.export, told, package, model)
     yield from _core_ml(settings.export, told, model)
 
@@ -135,6 +100,7 @@ def _made_again(
     settings: VerifyConfig, told: Manifest, held: checkpoint.Contents, package, beside: str
 ) -> Iterator[str]:
     """Make the package again, and compare."""
+    from convert import folder
     from convert.compare import first_difference
     from convert.execute import Package
     from convert.package import make
@@ -142,12 +108,20 @@ def _made_again(
 
     wrote = dict(package.spec.description.metadata.userDefined).get("trm.coremltools")
     _say("making it again")
+    if told.context > held.config.context:
+        raise RuntimeError(
+            f"manifest.json: context must be {held.config.context} at most, got {told.context}{beside}"
+        )
     depths = tuple(pair.depth for pair in told.functions)
     plan = Plan(
         depths=depths, context=told.context, chunk=told.chunk, state=told.state, precision=told.precision
     )  # fmt: skip
-    if plan.pairs(held.config) != told.functions or plan.cache_shape(held.config) != told.cache_shape:
-        raise RuntimeError(f"manifest.json says other functions or sizes than the model has{beside}")
+    wanted = config.to_json(folder.describe(held, plan, told.name, told.compress))
+    for key, value in config.to_json(told).items():
+        if key not in ("self_test", "files") and value != wanted[key]:
+            raise RuntimeError(f"manifest.json: {key} must be {wanted[key]}, got {value}{beside}")
+    if (settings.export / manifest.TOKENIZER).read_bytes() != held.tokenizer.bytes:
+        raise RuntimeError(f"{manifest.TOKENIZER} is not the one of {settings.model}{beside}")
     with tempfile.TemporaryDirectory() as aside:
         made = Package(make(held, plan, Path(aside), told.name, told.compress))
         found = first_difference(package, made)
@@ -161,17 +135,8 @@ def _made_again(
     yield f"weights   {weights} numbers, bit for bit"
 
 
-def _take_weights(model: TinyRecursiveLM, package, told: Manifest) -> None:
-    """Give MLX the weights that coremltools rounded: what is proved is then that both compute the same."""
-    weights = package.weights(told.functions[-1].decode)
-    matrices = {name: weights[name.replace(".", "_")] for name in model.config.matrices()}
-    rounded = [(name, mx.array(array[:, :, 0, 0].astype(np.float32))) for name, array in matrices.items()]
-    model.update(tree_unflatten(rounded))
-
-
 def _agreements(folder: Path, told: Manifest, package, model: TinyRecursiveLM) -> Iterator[str]:
     """Run the package beside MLX at every depth."""
-    from convert import golden
     from convert.execute import Options
 
     reference, tolerance = golden.read(folder), TOLERANCE[told.precision]
@@ -195,9 +160,7 @@ def _agreements(folder: Path, told: Manifest, package, model: TinyRecursiveLM) -
             session.reset()
             rows = [session.append(text.prompt), *session.append(text.ids, every=True)] if text.ids else []
             found.add(np.stack(rows), wanted)
-            if tuple(wanted[:-1].argmax(-1)) != text.ids and text.lead > tolerance:
-                raise RuntimeError(f"golden.json says another text than MLX writes from {text.text!r}")
-        yield _line(f"depth {pair.depth}", found.figures(tolerance))
+        yield line(f"depth {pair.depth}", found.figures(tolerance))
         _judge(f"depth {pair.depth}", found.figures(tolerance), tolerance)
     if told.precision == "float16":
         ids, every = reference.context[:SINGLE], every[:SINGLE]
@@ -207,7 +170,7 @@ def _agreements(folder: Path, told: Manifest, package, model: TinyRecursiveLM) -
         ):
             found = Agreement()
             found.add(Session(told, Interpreted(package, options, kept)).append(ids, every=True), every)
-            yield _line(what, found.figures(tolerance))
+            yield line(what, found.figures(tolerance))
     worst = sorted(largest, key=lambda name: -largest[name])[:5]
     yield "largest   " + ", ".join(f"{largest[name]:.4g} in {name}" for name in worst)
     if told.precision == "float16" and largest[worst[0]] >= LARGEST:
@@ -231,7 +194,7 @@ def _read_context(session: Session, ids: Sequence[int], wanted: np.ndarray, foun
 
 def _core_ml(folder: Path, told: Manifest, model: TinyRecursiveLM) -> Iterator[str]:
     """Ask Core ML itself, where it is."""
-    from convert import device, golden
+    from convert import device
 
     if sys.platform != "darwin":
         yield "core ml   was not asked: it predicts on macOS only"
@@ -249,7 +212,7 @@ def _core_ml(folder: Path, told: Manifest, model: TinyRecursiveLM) -> Iterator[s
             session.reset()
             found.add(session.append(ids), wanted[-1])
             figures = found.figures(TOLERANCE[told.precision])
-            yield _line(f"{units}, depth {pair.depth}", figures)
+            yield line(f"{units}, depth {pair.depth}", figures)
             five = np.argsort(-np.stack(found.wanted), axis=-1)[:, : golden.TOP]
             if not all(row.argmax() in likeliest for row, likeliest in zip(found.rows, five, strict=True)):
                 raise RuntimeError(
@@ -262,16 +225,6 @@ def _judge(what: str, figures: dict[str, float], tolerance: float) -> None:
         raise RuntimeError(f"{what}: scores must be within {tolerance} of MLX's, got {figures['relative_error']:.2e}")
     if figures["top1_agreement"] < 1:
         raise RuntimeError(f"{what}: likeliest tokens must be MLX's, got {figures['top1_agreement']:.2%} of them")
-
-
-def _line(what: str, figures: dict[str, float]) -> str:
-    shown = {"positions": "d", "ties": "d", "top1_agreement": ".2%"}
-    return f"{what:9} " + "  ".join(f"{name} {value:{shown.get(name, '.1e')}}" for name, value in figures.items())
-
-
-def _log_softmax(scores: np.ndarray) -> np.ndarray:
-    scores = scores - scores.max(-1, keepdims=True)
-    return scores - np.log(np.exp(scores).sum(-1, keepdims=True))
 
 
 def _say(line: str) -> None:
