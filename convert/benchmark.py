@@ -26,7 +26,7 @@ Configuration = tuple[str, int]  # compute units, depth
 class BenchmarkConfig:
     """Measure an export with Core ML on this Mac; sizes are scaled down to a short context."""
 
-    export: Annotated[Path, "export folder"]
+    export: Annotated[Path, "export folder; may be given without the flag"]
     units: Annotated[tuple[str, ...], f"compute units, of {','.join(device.UNITS)}"] = (
         "cpuOnly",
         "cpuAndGPU",
@@ -128,7 +128,8 @@ def benchmark(settings: BenchmarkConfig, configurations: list[Configuration]) ->
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    settings = config.parse(BenchmarkConfig, argv, program=PROGRAM)
+    words = manifest.folder_first(sys.argv[1:] if argv is None else argv)
+    settings = config.parse(BenchmarkConfig, words, program=PROGRAM)
     with config.door(PROGRAM):
         export, fitted, configurations = prepare(settings)
         try:

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -201,6 +201,11 @@ def _digest(path: Path) -> str:
         while block := file.read(1 << 20):
             hashed.update(block)
     return hashed.hexdigest()
+
+
+def folder_first(words: Sequence[str]) -> list[str]:
+    """The words of a command, with the --export that people leave out before the folder."""
+    return ["--export", *words] if words and not words[0].startswith("-") else list(words)
 
 
 def text(manifest: Manifest) -> bytes:

@@ -232,9 +232,7 @@ def _say(line: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words and not words[0].startswith("-"):
-        words.insert(0, "--export")
+    words = manifest.folder_first(sys.argv[1:] if argv is None else argv)
     settings = config.parse(VerifyConfig, words, program="convert.verify")
     with config.door("convert.verify"):
         for line in verify(settings):

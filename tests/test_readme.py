@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from convert import manifest
 from trm_mlx import __main__ as door
 from trm_mlx import config
 from trm_mlx.model import ModelConfig
@@ -51,6 +52,7 @@ def test_command_of_a_page_is_understood(line):
         name = f"trm_mlx.{verb}" if verb in door.VERBS else verb
         module = importlib.import_module("convert.__main__" if name == "convert" else name)
         settings = getattr(module, SETTINGS[verb])
+        flags = manifest.folder_first(flags) if verb.startswith("convert.") else flags
         config.parse(settings, [flag for flag in flags if flag != "--help"], program=verb)
     else:
         assert (ROOT / words[1]).is_file()
