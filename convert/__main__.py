@@ -3,9 +3,12 @@
 import os
 import re
 import shutil
+import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +28,7 @@ class ExportConfig:
     name: Annotated[str | None, "of the package and of Xcode's class; none: from the model folder's name"] = None
     depths: Annotated[tuple[int, ...], "passes to export functions for; empty: 1 to the most"] = ()
     context: Annotated[int | None, "positions; none: as many as the model was made for"] = None
-    chunk: Annotated[int, "tokens that prefill reads at once"] = 64
+    chunk: Annotated[int | None, "tokens that prefill reads at once; none: 64, or half of a short context"] = None
     state: Annotated[StateKind, "who owns the cache: the package, as a Core ML state, or the app"] = "model"
     precision: Annotated[Precision, "of activations and of what is not quantized"] = "float16"
     compress: Annotated[Compression, "let coremltools round a plain model, and say what it costs"] = "none"
@@ -69,12 +72,12 @@ def export(settings: ExportConfig) -> Path:
         raise ImportError(NEEDED)
     if settings.compress.startswith("lut") and find_spec("sklearn") is None:
         raise ImportError('scikit-learn must be installed for --compress lut*; run: pip install -e ".[convert]"')
-    from convert import folder
-    from convert.program import Plan
+    with uninterrupted():
+        from convert import folder
+        from convert.program import Plan
 
-    plan = Plan(
-        depths=depths, context=context, chunk=settings.chunk, state=settings.state, precision=settings.precision
-    )
+    chunk = min(64, max(2, context // 2)) if settings.chunk is None else settings.chunk
+    plan = Plan(depths=depths, context=context, chunk=chunk, state=settings.state, precision=settings.precision)
     name = settings.name or class_name(settings.model.resolve().name)
     out = settings.out.resolve()  # what a link leads to is replaced, and not the link
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -93,6 +96,22 @@ def export(settings: ExportConfig) -> Path:
         for each in (aside, before):
             shutil.rmtree(each, ignore_errors=True)
     return settings.out
+
+
+@contextmanager
+def uninterrupted() -> Generator[None]:
+    """Hold Ctrl-C back until the end: libraries that are being imported take it for a missing part of theirs."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
 
 
 def class_name(text: str) -> str:

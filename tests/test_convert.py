@@ -159,6 +159,22 @@ def test_an_export_that_rounds_says_what_it_costs(tmp_path, asked):
     assert 1e-3 < found["weight_error"] < 2e-2 and 0 < found["kl_nats"] < 1e-2 and found["top1_agreement"] > 50
 
 
+@pytest.mark.slow
+def test_a_short_context_gets_a_short_chunk(small, tmp_path, asked):
+    status, _, told = asked(convert.main, "--model", small, "--out", tmp_path / "export", "--depths", 1)
+    assert status == 0, told
+    assert manifest.read(tmp_path / "export").chunk == 12
+
+
+def test_ctrl_c_while_libraries_are_imported_counts_after_them():
+    done = []
+    with pytest.raises(KeyboardInterrupt), convert.uninterrupted():
+        signal.raise_signal(signal.SIGINT)
+        done.append("imported")
+    assert done == ["imported"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 @pytest.mark.parametrize(
     ("text", "name"), [("tiny-stories-4m", "TinyStories4M"), ("4m", "Model4M"), ("-", "Model"), ("a_b", "AB")]
 )
