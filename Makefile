@@ -18,7 +18,7 @@ ALICE_SETTINGS := --data docs/alice.txt --preset nano --vocabulary 2048 --length
 demo: $(VENV)/.demo
 	@$(BIN)/python -m trm_mlx doctor
 	@echo
-	$(BIN)/python -m trm_mlx.generate --prompt "One morning the little fox" --temperature 0.7 --repetition-penalty 1.1 --seed 1
+	$(BIN)/python -m trm_mlx.generate --prompt "One morning the little fox" --temperature 0.6 --repetition-penalty 1.1 --seed 6
 
 # A run that is there, whole or stopped by Ctrl-C, is gone on with; only its owner removes it. docs/alice.txt is
 # Alice's Adventures in Wonderland by Lewis Carroll, 1865, in the public domain; see docs/choices.md for the settings.

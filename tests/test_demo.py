@@ -53,10 +53,10 @@ def test_demo_trains_writes_and_goes_on_with_its_run_when_made_again(tmp_path):
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     training, writing = commands(tmp_path)
     few = ["--steps", "2", "--evaluate-tokens", "256", "--sample-every", "0"]
-    assert "depth 3  bits_per_byte" in outcome([*training, *few], tmp_path)
+    assert "depth 2  bits_per_byte" in outcome([*training, *few], tmp_path)
     assert outcome([*writing, "--max-tokens", "5"], tmp_path).startswith("Alice")
     before = {path: path.read_bytes() for path in tmp_path.glob("runs/alice/*.safetensors")}
     again, same = commands(tmp_path)
     assert again[1:] == ["trm_mlx.train", "--resume", "runs/alice"] and same == writing
-    assert "depth 3  bits_per_byte" in outcome(again, tmp_path)
+    assert "depth 2  bits_per_byte" in outcome(again, tmp_path)
     assert {path: path.read_bytes() for path in before} == before

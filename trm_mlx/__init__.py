@@ -16,7 +16,7 @@ from typing import Any
 from trm_mlx import backend
 
 __version__ = "0.1.0"
-PRETRAINED = Path(__file__).parent / "pretrained" / "tiny-stories-1m"  # the model folder that ships
+PRETRAINED = Path(__file__).parent / "pretrained" / "tiny-stories-4m"  # the model folder that ships
 
 _PUBLIC = {
     "load": "trm_mlx.checkpoint",
