@@ -48,6 +48,8 @@ CASES = {
         lambda x: np.einsum("oi,bihp->bohp", WEIGHT[:, :, 0, 0], x) + BIAS[:, None, None],
     ),
     "expand_dims": (lambda x, n: mb.expand_dims(x=x, axes=[0, -1], name=n), [A]),
+    "floor_div": (lambda x, y, n: mb.floor_div(x=x, y=y, name=n), [A, np.abs(B) + 0.5]),
+    "floor_div_int32": (lambda x, n: mb.floor_div(x=x, y=2, name=n), [IDS]),
     "gather": (lambda x, i, n: mb.gather(x=x, indices=i, axis=1, validate_indices=True, name=n), [A, IDS]),
     "greater": (lambda x, y, n: mb.greater(x=x, y=y, name=n), [A, B]),
     "greater_equal": (lambda x, y, n: mb.greater_equal(x=x, y=y, name=n), [A, A]),
