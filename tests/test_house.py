@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent.parent
 DOORS = ["__init__", "__main__"]
 GROUND = [
     "files",
+    "splitmix",
     "config",
     "journal",
     "backend",

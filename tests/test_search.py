@@ -8,7 +8,7 @@ import pytest
 from test_stream import prompt_of
 
 from trm_mlx.decode.sampling import SamplingConfig
-from trm_mlx.decode.search import SearchConfig, draws, find, mean_log_probability
+from trm_mlx.decode.search import SearchConfig, find, mean_log_probability, seeds
 from trm_mlx.decode.stream import PREFILL, StreamConfig, events
 from trm_mlx.decode.words import WordsConfig
 
@@ -22,20 +22,18 @@ def best(loaded, count: int, seed: int = 0, settings: StreamConfig = SHORT, **op
     return find(*loaded, prompt_of(5), settings, sampling, NO_WORDS, SearchConfig(best_of=count))
 
 
-def test_the_texts_are_those_of_the_seeds_that_follow(loaded):
-    drawn = draws(*loaded, prompt_of(5), SHORT, SamplingConfig(seed=2**64 - 2), NO_WORDS, 4)
-    for seed, reply in zip((2**64 - 2, 2**64 - 1, 0, 1), drawn, strict=True):
-        alone = events(*loaded, prompt_of(5), SHORT, SamplingConfig(seed=seed))
-        assert reply.tokens == tuple(event.token for event in alone)
+def test_the_seeds_are_those_that_follow_and_begin_again_after_the_last():
+    settings = seeds(SamplingConfig(seed=2**64 - 2, top_k=3), 4)
+    assert settings == [SamplingConfig(seed=seed, top_k=3) for seed in (2**64 - 2, 2**64 - 1, 0, 1)]
 
 
 def test_the_best_is_the_one_of_the_highest_mean_log_probability(loaded):
-    sampling = SamplingConfig(seed=3, top_k=0)
-    drawn = draws(*loaded, prompt_of(5), SHORT, sampling, NO_WORDS, 6)
-    means = [mean_log_probability(loaded[0], prompt_of(5), reply.tokens, None) for reply in drawn]
+    alone = [SamplingConfig(seed=seed, top_k=0) for seed in range(3, 9)]
+    drawn = [tuple(event.token for event in events(*loaded, prompt_of(5), SHORT, each)) for each in alone]
+    means = [mean_log_probability(loaded[0], prompt_of(5), tokens, None) for tokens in drawn]
     found = best(loaded, 6, seed=3)
-    assert (found.score, found.tokens) == (max(means), drawn[int(np.argmax(means))].tokens)
-    assert len({reply.tokens for reply in drawn}) > 3 and np.argmax(means) > 0
+    assert (found.score, found.tokens) == (max(means), drawn[int(np.argmax(means))])
+    assert len({*drawn}) > 3 and np.argmax(means) > 0
     assert (found.text, found.reason, found.prompt_tokens) == (loaded[1].decode(found.tokens), "length", 5)
 
 

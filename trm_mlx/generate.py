@@ -68,10 +68,7 @@ def generate(
     ids = _ids(tokenizer, prompt, chat)
     if not search.streams:
         return find(model, tokenizer, ids, *how, search)
-    timed = Timed(events(model, tokenizer, ids, *how), len(ids))
-    for _ in timed:
-        pass
-    return timed.reply()
+    return Timed(events(model, tokenizer, ids, *how), len(ids)).whole()
 
 
 def _ids(tokenizer: Tokenizer, prompt: str, chat: bool) -> list[int]:

@@ -22,9 +22,9 @@ import numpy as np
 
 from trm_mlx import __version__, config, machine
 from trm_mlx.report import FORMAT, Trial
+from trm_mlx.splitmix import WORD, splitmix64
 from trm_mlx.tokenizer import Tokenizer
 
-WORD = (1 << 64) - 1
 CONTROLS = Tokenizer.end + 1  # control tokens, which come first in every vocabulary
 COOLING = 60  # seconds at most that a trial waits for a hot machine
 UNMEASURED = 3  # exit status: there is no valid measurement
@@ -68,18 +68,10 @@ def synthetic(seed: int, count: int, vocabulary: int) -> list[int]:
 
     Raises:
         ValueError: nothing is left.
-
-    Source: SplitMix64, Steele, Lea and Flood, OOPSLA 2014.
     """
     if vocabulary <= CONTROLS:
         raise ValueError(f"vocabulary must be above {CONTROLS}, got {vocabulary}")
-    ids = []
-    for number in range(1, count + 1):
-        z = seed + number * 0x9E3779B97F4A7C15 & WORD
-        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & WORD
-        z = (z ^ z >> 27) * 0x94D049BB133111EB & WORD
-        ids.append(CONTROLS + (z ^ z >> 31) % (vocabulary - CONTROLS))
-    return ids
+    return [CONTROLS + splitmix64(seed, number) % (vocabulary - CONTROLS) for number in range(count)]
 
 
 def measure(

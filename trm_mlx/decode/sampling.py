@@ -27,12 +27,12 @@ from typing import Annotated
 import numpy as np
 
 from trm_mlx.decode.penalties import penalize
+from trm_mlx.splitmix import WORD, splitmix64
 
 TAYLOR = tuple(1 / math.factorial(power) for power in range(14))  # of exp around 0
 LOG2_E = 1.4426950408889634
 LN2_HIGH = 0.6931471803691238  # the leading bits of ln 2: k * LN2_HIGH is exact for every k used here
 LN2_LOW = 1.9082149292705877e-10
-WORD = (1 << 64) - 1
 LARGEST = 100.0  # bias or penalty: e^100 decides any draw, and no sum of them overflows
 NO_BIAS: Mapping[int, float] = {}
 
@@ -89,12 +89,9 @@ def uniform(seed: int, step: int) -> float:
         seed: from 0 to 2**64 - 1.
         step: index of the token in its text, at least 0; any order, nothing is kept in between.
 
-    Source: SplitMix64, Steele, Lea and Flood, OOPSLA 2014: its output number `step`.
+    Source: SplitMix64, its output number `step`.
     """
-    z = (int(seed) + (int(step) + 1) * 0x9E3779B97F4A7C15) & WORD
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & WORD
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & WORD
-    return ((z ^ (z >> 31)) >> 11) * 2.0**-53
+    return (splitmix64(seed, step) >> 11) * 2.0**-53
 
 
 def exponential(x: np.ndarray) -> np.ndarray:

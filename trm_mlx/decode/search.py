@@ -14,10 +14,11 @@ import numpy as np
 
 from trm_mlx import fused
 from trm_mlx.decode import beam
-from trm_mlx.decode.sampling import WORD, SamplingConfig
+from trm_mlx.decode.sampling import SamplingConfig
 from trm_mlx.decode.stream import PREFILL, Reply, StreamConfig, Timed, events
 from trm_mlx.decode.words import WordsConfig
 from trm_mlx.model import TinyRecursiveLM
+from trm_mlx.splitmix import WORD
 from trm_mlx.tokenizer import Tokenizer
 
 
@@ -90,7 +91,10 @@ def find(
             beam.score(best, penalty),
         )
     else:
-        drawn = draws(model, tokenizer, prompt, settings, sampling, words, search.best_of)
+        drawn = [
+            Timed(events(model, tokenizer, prompt, settings, each, words), len(prompt)).whole()
+            for each in seeds(sampling, search.best_of)
+        ]  # each as if drawn alone
         means = [mean_log_probability(model, prompt, reply.tokens, settings.depth) for reply in drawn]
         score = max(means)
         best = drawn[means.index(score)]  # of equal ones the earliest seed
@@ -107,24 +111,9 @@ def find(
     )
 
 
-def draws(
-    model: TinyRecursiveLM,
-    tokenizer: Tokenizer,
-    prompt: Sequence[int],
-    settings: StreamConfig,
-    sampling: SamplingConfig,
-    words: WordsConfig,
-    count: int,
-) -> list[Reply]:
-    """Texts with the seeds seed, seed + 1, ... seed + count - 1, modulo 2**64: each as if drawn alone."""
-    found = []
-    for number in range(count):
-        seeded = replace(sampling, seed=(sampling.seed + number) & WORD)
-        timed = Timed(events(model, tokenizer, prompt, settings, seeded, words), len(prompt))
-        for _ in timed:
-            pass
-        found.append(timed.reply())
-    return found
+def seeds(sampling: SamplingConfig, count: int) -> list[SamplingConfig]:
+    """The same with the seeds seed, seed + 1, ... seed + count - 1, modulo 2**64."""
+    return [replace(sampling, seed=(sampling.seed + number) & WORD) for number in range(count)]
 
 
 def mean_log_probability(

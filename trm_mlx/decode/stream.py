@@ -200,6 +200,12 @@ class Timed:
             self.reason = event.reason
             yield event
 
+    def whole(self) -> Reply:
+        """Run to the end, and give what was written."""
+        for _ in self:
+            pass
+        return self.reply()
+
     def reply(self) -> Reply:
         """What was written, once the events have run out."""
         return Reply(
