@@ -246,6 +246,8 @@ def test_a_history_holds_each_id_once_in_order_of_appearance():
     + [{"top_p": value} for value in (0.0, 1.1, math.nan)]
     + [{"min_p": value} for value in (-0.1, 1.1, math.nan)]
     + [{"repetition_penalty": value} for value in (0.0, -1.0, math.inf, math.nan)]
+    + [{"typical_p": value} for value in (0.0, 1.1, -1.0, math.nan)]
+    + [{name: value} for name in ("presence_penalty", "frequency_penalty") for value in (100.1, -101.0, math.nan)]
     + [{"seed": value} for value in (-1, 2**64)],
     ids=str,
 )
