@@ -113,9 +113,7 @@ def _made_again(
             f"manifest.json: context must be {held.config.context} at most, got {told.context}{beside}"
         )
     depths = tuple(pair.depth for pair in told.functions)
-    plan = Plan(
-        depths=depths, context=told.context, chunk=told.chunk, state=told.state, precision=told.precision
-    )  # fmt: skip
+    plan = Plan(depths=depths, context=told.context, chunk=told.chunk, state=told.state, precision=told.precision)
     wanted = config.to_json(folder.describe(held, plan, told.name, told.compress))
     for key, value in config.to_json(told).items():
         if key not in ("self_test", "files") and value != wanted[key]:
@@ -158,8 +156,7 @@ def _agreements(folder: Path, told: Manifest, package, model: TinyRecursiveLM) -
             ids = [*text.prompt, *text.ids]
             wanted = golden.scores(model, ids, pair.depth)[len(text.prompt) - 1 :]
             session.reset()
-            rows = [session.append(text.prompt), *session.append(text.ids, every=True)] if text.ids else []
-            found.add(np.stack(rows), wanted)
+            found.add(np.stack([session.append(text.prompt), *session.append(text.ids, every=True)]), wanted)
         yield line(f"depth {pair.depth}", found.figures(tolerance))
         _judge(f"depth {pair.depth}", found.figures(tolerance), tolerance)
     if told.precision == "float16":
@@ -199,10 +196,8 @@ def _core_ml(folder: Path, told: Manifest, model: TinyRecursiveLM) -> Iterator[s
     if sys.platform != "darwin":
         yield "core ml   was not asked: it predicts on macOS only"
         return
-    ids, names = (
-        golden.read(folder).context[:SINGLE],
-        [name for pair in told.functions for name in (pair.decode, pair.prefill)],
-    )
+    ids = golden.read(folder).context[:SINGLE]
+    names = [name for pair in told.functions for name in (pair.decode, pair.prefill)]
     for units in ("cpuOnly", "cpuAndGPU", "cpuAndNeuralEngine"):
         runner = device.CoreMLRunner(folder / told.package, units, names, told.state == "model")
         for pair in told.functions:
@@ -227,16 +222,16 @@ def _judge(what: str, figures: dict[str, float], tolerance: float) -> None:
         raise RuntimeError(f"{what}: likeliest tokens must be MLX's, got {figures['top1_agreement']:.2%} of them")
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def _say(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     words = manifest.folder_first(sys.argv[1:] if argv is None else argv)
     settings = config.parse(VerifyConfig, words, program="convert.verify")
     with config.door("convert.verify"):
-        for line in verify(settings):
-            print(line, flush=True)
+        for what in verify(settings):
+            print(what, flush=True)
         print(f"verified  {settings.export}")
 
 
