@@ -163,6 +163,7 @@ def test_doctor_names_what_is_missing_with_its_cure(monkeypatch):
         "g++, without which MLX compiles nothing and trains more slowly",
         "matplotlib (optional)",
         "datasets (optional)",
+        "coremltools (optional)",
     ]
     assert doctor.backend.cure() in found.missing[0]
     assert 'pip install -e ".[hub]"' in found.missing[3]
