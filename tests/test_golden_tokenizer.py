@@ -16,6 +16,7 @@ def maker():
         yield importlib.import_module("make_tokenizer")
 
 
+@pytest.mark.slow
 def test_golden_files_are_what_their_program_writes(maker):
     changed = "a tokenizer or its vectors changed; run tests/golden/make_tokenizer.py"
     assert maker.TIES.read_bytes() == maker.tied(maker.SMALL.read_bytes()), changed

@@ -96,8 +96,9 @@ def tied(small: bytes) -> bytes:
     pieces = processor.id_to_piece(list(range(processor.vocab_size())))
     kinds = {"<unk>": 2} | dict.fromkeys(("<s>", "</s>", "<pad>", *CONTROL), 3)
     rows = [(1, message((1, piece.encode()), (2, 0.0), (3, kinds.get(piece, 6)))) for piece in pieces[:263]]
-    more = ["aa", "aaa", "aaaa", "aaaaaaa", "\n\n\n", SPACE * 5, SPACE * 3 + "a", "\u200d\u200d", "e\u0301\u0301"]
-    learnt = list(dict.fromkeys([piece for piece in pieces[263:] if len(piece) > 1 or draw.below(3)] + more))
+    more = ["aa", "aaa", "aaaa", "aaaaaaa", "\n\n\n", "\u200d\u200d", "e\u0301\u0301"]
+    more += [SPACE * 2, SPACE * 5, SPACE * 3 + "a"]
+    learnt = list(dict.fromkeys(more + [piece for piece in pieces[263:] if len(piece) > 1 or draw.below(3)]))
     for piece in learnt[: (len(learnt) + 263) // 32 * 32 - 263]:
         rows.append((1, message((1, piece.encode()), (2, -float(draw.below(7))))))
     spec = message((3, 2), (35, 1), (40, 0), (41, 1), (42, 2), (43, 3), (44, b"<?\xe2\x96\x81>"))

@@ -159,7 +159,7 @@ import Testing
             #expect(throws: TokenizerError.self) { try Tokenizer(Array(whole[..<size])) }
         }
         var draw = Seeded(seed: 2)
-        var taken = 0
+        var (taken, changed) = (0, 0)
         for number in 0..<600 {
             var bytes = whole
             for _ in 0...Int.random(in: 0..<3, using: &draw) {
@@ -172,13 +172,15 @@ import Testing
                 }
             }
             guard let tokenizer = try? Tokenizer(bytes) else { continue }
-            guard tokenizer.encode(" ").count == 1 else { continue }  // without a piece for it, a space becomes U+2581
+            // Without a piece for it, a space becomes U+2581.
+            guard tokenizer.encode(" ").count == 1 else { continue }
             taken += 1
             let text = randomText(&draw) + "hello  he\u{301}llo\r\n aaaa"
-            #expect(Array(try tokenizer.decode(tokenizer.encode(text)).utf8) == Array(text.utf8))
+            if try Array(tokenizer.decode(tokenizer.encode(text)).utf8) != Array(text.utf8) { changed += 1 }
             _ = try tokenizer.decode(Array(0..<Int32(tokenizer.vocabulary)))
         }
         #expect(taken > 40)
+        #expect(changed == 0)
     }
 
     private func randomText(_ draw: inout Seeded) -> String {

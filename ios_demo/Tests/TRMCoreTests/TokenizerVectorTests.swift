@@ -188,6 +188,8 @@ import Testing
 
     private func expectNone(_ wrong: [String], of count: Int, least: Int) {
         #expect(count >= least)
-        #expect(wrong.isEmpty, "\(wrong.count) of \(count): \(wrong.prefix(5).joined(separator: "\n"))")
+        if !wrong.isEmpty {
+            Issue.record("\(wrong.count) of \(count): \(wrong.prefix(5).joined(separator: "\n"))")
+        }
     }
 }
