@@ -205,6 +205,7 @@ def stopped(make: Maker) -> None:
     make.add("replacement that is a stop, at the end", GREEDY, wanted=[*ab, *half, t.eos], stop=["\ufffd"])
     make.add("replacement that is a stop, at the length", GREEDY, wanted=[*ab, *half], stop=["\ufffd\ufffd"])
     make.add("stop in one token", GREEDY, wanted=make.spelled(" upon", " time"), stop=["im"])
+    make.add("first to end in one token", GREEDY, wanted=make.spelled(" upon", " time"), stop=["upon", "p", "po"])
 
 
 def steered(make: Maker) -> None:

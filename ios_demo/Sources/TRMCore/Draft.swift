@@ -18,7 +18,7 @@ struct Draft {
         maxTokens = settings.maxTokens
         history = settings.sampling.remembers ? try History(vocabulary: codec.vocabulary, ids: prompt) : nil
         tail = words.tail(prompt)
-        decoder = try codec.makeStream()
+        decoder = try codec.stream()
         scanner = StopScanner(settings.stop)
     }
 

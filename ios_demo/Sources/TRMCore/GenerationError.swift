@@ -58,5 +58,5 @@ public enum GenerationError: LocalizedError, Equatable {
 }
 
 private func listed(_ numbers: [some BinaryInteger]) -> String {
-    numbers.prefix(8).map { "\($0)" }.joined(separator: " ") + (numbers.count > 8 ? " ..." : "")
+    numbers.prefix(8).map { "\($0)" }.joined(separator: " ") + (numbers.count > 8 ? " and more" : "")
 }

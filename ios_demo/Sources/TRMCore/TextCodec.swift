@@ -11,12 +11,12 @@ public protocol TextCodec: Sendable {
     /// The id that ends a turn of a chat.
     var end: Int32 { get }
     /// The UTF-8 bytes that each id decodes to: one of a byte token, none of a control token.
-    var pieces: [[UInt8]] { get }
+    var pieceBytes: [[UInt8]] { get }
 
     /// The ids of a text, without `bos` or `eos`.
     func encode(_ text: String) throws -> [Int32]
     /// A decoder that takes one id at a time.
-    func makeStream() throws -> Stream
+    func stream() throws -> Stream
 }
 
 /// Text as it becomes certain, never half a character.

@@ -67,7 +67,11 @@ struct Words {
             for id in try tokens(of: word, codec) { bias[id, default: 0] += amount }
         }
         guard !settings.ban.isEmpty else { return }
-        self.ban(settings.ban.map { Array($0.utf8) }, codec.pieces)
+        let pieces = codec.pieceBytes
+        guard pieces.count == codec.vocabulary else {
+            throw GenerationError.vocabularies(expected: codec.vocabulary, found: pieces.count, place: "tokenizer")
+        }
+        self.ban(settings.ban.map { Array($0.utf8) }, pieces)
     }
 
     /// Without biases.

@@ -118,7 +118,7 @@ struct GeneratorTests {
     }
 
     private func text(of id: Int32) throws -> String {
-        String(decoding: try LoopTests.codec.get().pieces[Int(id)], as: UTF8.self)
+        String(decoding: try LoopTests.codec.get().pieceBytes[Int(id)], as: UTF8.self)
     }
 
     // One text after another.

@@ -43,19 +43,19 @@ struct LoopCase: Decodable, CustomTestStringConvertible {
 
 /// A tokenizer from the tables of a file: it encodes the texts of the file alone.
 struct PieceTable: TextCodec {
-    let pieces: [[UInt8]]
+    let pieceBytes: [[UInt8]]
     let ids: [[UInt8]: [Int32]]
     let bos: Int32
     let eos: Int32
     let end: Int32
-    var vocabulary: Int { pieces.count }
+    var vocabulary: Int { pieceBytes.count }
 
     struct Unknown: Error {
         let text: String
     }
 
     init(_ vectors: LoopVectors) throws {
-        pieces = vectors.pieces.flatMap { $0.bytes.map(\.bytes) }
+        pieceBytes = vectors.pieces.flatMap { $0.bytes.map(\.bytes) }
         ids = Dictionary(uniqueKeysWithValues: vectors.encoded.map { (Array($0.text.utf8), $0.ids) })
         let special = try #require(vectors.ids.first)
         (bos, eos, end) = (special.bos, special.eos, special.end)
@@ -66,7 +66,7 @@ struct PieceTable: TextCodec {
         return found
     }
 
-    func makeStream() -> PieceStream { PieceStream(pieces: pieces) }
+    func stream() -> PieceStream { PieceStream(pieces: pieceBytes) }
 }
 
 /// Text of pieces as it becomes certain; ids from 7 to 262 are single bytes.

@@ -22,7 +22,7 @@ struct WordsTests {
         let words = try words(ban: ["moon", "\u{E9}"])
         let codec = try LoopTests.codec.get()
         func id(_ piece: String) throws -> Int32 {
-            Int32(try #require(codec.pieces.lastIndex(of: Array(piece.utf8))))
+            Int32(try #require(codec.pieceBytes.lastIndex(of: Array(piece.utf8))))
         }
         var tail = words.tail([1, 4, try id("m"), 5])
         #expect(tail.isEmpty)  // what stands before a control token is another turn
@@ -54,7 +54,7 @@ struct WordsTests {
             try words(bias: ["#99999999999999999999=1"])
         }
         let error = GenerationError.biasTokens(word: "moon river", tokens: Array(1...9))
-        #expect(error.errorDescription?.hasSuffix("which is 9: 1 2 3 4 5 6 7 8 ....") == true)
+        #expect(error.errorDescription?.hasSuffix("which is 9: 1 2 3 4 5 6 7 8 and more.") == true)
     }
 
     @Test(arguments: ["", "a\u{FFFD}"])
@@ -76,7 +76,7 @@ struct StopScannerTests {
         }
 
         mutating func text(_ length: Int) -> String {
-            let letters = ["a", "b", "c", "\u{E9}", "e", "\u{301}"]
+            let letters = ["a", "e", "\u{301}", "\u{E9}"]
             return (0..<length).map { _ in letters[below(letters.count)] }.joined()
         }
     }
@@ -111,7 +111,7 @@ struct StopScannerTests {
             #expect(scanner.found == (first != nil))
             stopped += first == nil ? 0 : 1
         }
-        #expect(500 < stopped && stopped < 1500)
+        #expect(500 < stopped && stopped < 1800)
     }
 
     @Test func textIsHeldBackNoLongerThanItMayBecomeAStop() {
