@@ -45,13 +45,24 @@ def test_golden_file_of_options_is_what_its_program_writes():
     assert (GOLDEN / "sampler_options.json").read_bytes() == makers_module().document().encode()
 
 
-@pytest.mark.parametrize("case", VECTORS["cases"], ids=lambda case: case["name"])
+@pytest.mark.parametrize("case", VECTORS["cases"] + VECTORS["edges"], ids=lambda case: case["name"])
 def test_golden_case_of_options_gives_its_tokens(case):
     logits, settings = logits_of(case), settings_of(case)
     history = History(logits.size, case["history"])
     bias = {token: float.fromhex(amount) for token, amount in case["bias"]}
     found = [sample(logits, settings, step, history, bias, case["banned"]) for step in case["steps"]]
     assert found == case["tokens"]
+
+
+@pytest.mark.parametrize("vector", VECTORS["refused"], ids=lambda vector: vector["reason"])
+def test_golden_refusal_of_options_is_refused_by_both(vector):
+    settings, banned = SamplingConfig(temperature=float.fromhex(vector["temperature"])), vector["banned"]
+    with pytest.raises(ValueError, match="logits must"):
+        sample(logits_of(vector), settings, 0, banned=banned)
+    assert (
+        outcome(specification.sample, logits_of(vector), 0, 0, temperature=settings.temperature, banned=banned)
+        == "refused"
+    )
 
 
 @pytest.mark.filterwarnings("error")

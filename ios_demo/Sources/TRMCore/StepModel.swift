@@ -20,3 +20,15 @@ public protocol StepModel: AnyObject {
     /// - Returns: `vocabulary` scores of the token after the last.
     func append(_ tokens: [Int32]) throws -> [Float]
 }
+
+extension StepModel {
+    /// Throws if these are not what `append` takes.
+    public func check(_ tokens: [Int32]) throws {
+        guard 1 <= tokens.count, tokens.count <= context - position else {
+            throw GenerationError.room(position: position, added: tokens.count, context: context)
+        }
+        if let id = tokens.first(where: { $0 < 0 || Int($0) >= vocabulary }) {
+            throw GenerationError.token(id: Int(id), vocabulary: vocabulary, place: "text")
+        }
+    }
+}
