@@ -176,7 +176,7 @@ def test_the_beams_of_a_step_are_one_batch(loaded, monkeypatch):
     shapes = []
     monkeypatch.setattr(
         "trm_mlx.decode.beam.following",
-        lambda model, ids, cache: shapes.append(len(ids)) or following(model, ids, cache),
+        lambda reader, ids: shapes.append(len(ids)) or following(reader, ids),
     )
     search(*loaded, prompt_of(4), StreamConfig(max_tokens=3), 5, 0.6)
     assert shapes == [5, 5]
@@ -186,7 +186,7 @@ def test_a_text_that_has_ended_keeps_its_place_in_the_beam(monkeypatch):
     rows = []
     monkeypatch.setattr(
         "trm_mlx.decode.beam.following",
-        lambda model, ids, cache: rows.append(len(ids)) or following(model, ids, cache),
+        lambda reader, ids: rows.append(len(ids)) or following(reader, ids),
     )
     monkeypatch.setattr("trm_mlx.decode.beam.settled", lambda *rest: False)
     found = search(little(0), Letters(), PROMPT, StreamConfig(max_tokens=12), 4, 1.0)

@@ -124,7 +124,7 @@ def test_an_invalid_run_is_written_and_told_and_ends_with_3(folder, tmp_path, he
 
 
 def test_scores_that_are_no_numbers_end_with_1(folder, here, monkeypatch, capsys):
-    monkeypatch.setattr(benchmark, "scores", lambda *_: np.full(512, np.nan, np.float32))
+    monkeypatch.setattr(benchmark.Text, "append", lambda *_: np.full(512, np.nan, np.float32))
     assert run("--model", folder, *FLAGS) == 1
     assert "NaN or infinity in every trial" in capsys.readouterr().err.splitlines()[-1]
 

@@ -71,7 +71,7 @@ def test_cache_bytes_are_those_of_the_arrays(tiny, options, depth):
     model = tiny(**options)
     cache = model.cache(depth)
     mx.eval(model(IDS, depth=depth, cache=cache))
-    capacity = cache.slots[0].keys.shape[2]
+    capacity = cache.slots[0].parts[0].shape[2]
     assert cache.bytes == IDS.shape[0] * capacity * model.config.cache_bytes_per_token(depth)
 
 

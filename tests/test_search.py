@@ -9,7 +9,8 @@ from test_stream import prompt_of
 
 from trm_mlx.decode.sampling import SamplingConfig
 from trm_mlx.decode.search import SearchConfig, find, mean_log_probability, seeds
-from trm_mlx.decode.stream import PREFILL, StreamConfig, events
+from trm_mlx.decode.step import PREFILL
+from trm_mlx.decode.stream import StreamConfig, events
 from trm_mlx.decode.words import WordsConfig
 
 pytest_plugins = ["tiny_folder"]

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from trm_mlx.decode.sampling import SamplingConfig, sample
-from trm_mlx.decode.stream import PREFILL, Event, Scanner, StreamConfig, Timed, events
+from trm_mlx.decode.step import PREFILL
+from trm_mlx.decode.stream import Event, Scanner, StreamConfig, Timed, events
 from trm_mlx.model import ModelConfig, TinyRecursiveLM
 from trm_mlx.tokenizer import Tokenizer
 
@@ -29,10 +30,9 @@ class Script(TinyRecursiveLM):
 
     def __call__(self, ids, *, cache=None, **options):
         assert cache is not None
-        for slot in cache.slots:
-            slot.length += ids.shape[1]
+        cache.advance(ids.shape[1])
         self.reached = cache.length
-        (token, *self.tokens) = self.tokens
+        token, self.tokens = self.tokens[0], self.tokens[1:] or self.tokens  # one more may be asked for ahead
         return mx.array(self.value) * (mx.arange(self.config.vocabulary) == token)[None, None]
 
 
@@ -80,7 +80,7 @@ def tokens_of(model, tokenizer, prompt: list[int], sampling: SamplingConfig, **s
 @pytest.mark.slow
 @pytest.mark.parametrize("depth", [1, 2, None])
 def test_a_prompt_of_any_length_gives_the_tokens_of_computing_without_a_cache(tiny, loaded, depth):
-    model, tokenizer = tiny(vocabulary=512, context=600, core=1, depth=2), loaded[1]
+    model, tokenizer = tiny(vocabulary=512, context=2 * PREFILL + 40, core=1, depth=2), loaded[1]
     sampling = SamplingConfig(seed=5, repetition_penalty=1.3, min_p=0.01)
     for length in (1, 2, PREFILL - 1, PREFILL, PREFILL + 1, 2 * PREFILL, 2 * PREFILL + 1):
         expected = uncached(model, prompt_of(length), 6, sampling, depth)
@@ -96,7 +96,7 @@ def test_a_prompt_of_any_length_gives_the_tokens_of_computing_without_a_cache(ti
     ids=str,
 )
 def test_every_kind_of_model_gives_the_tokens_of_computing_without_a_cache(tiny, loaded, options):
-    model, prompt = tiny(vocabulary=512, context=320, **options), prompt_of(PREFILL + 44)
+    model, prompt = tiny(vocabulary=512, context=PREFILL + 64, **options), prompt_of(PREFILL + 44)
     expected = uncached(model, prompt, 4, GREEDY)
     assert tokens_of(model, loaded[1], prompt, GREEDY, max_tokens=4) == expected
 

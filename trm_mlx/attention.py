@@ -89,8 +89,12 @@ def visible_keys(T: int, S: int, mask: Mask, segments: mx.array | None, window: 
         seen = seen & (segments[:, None, :, None] == segments[:, None, None, :])
     if not alibi:
         return seen
-    slopes = 2.0 ** (-8 * mx.arange(1, alibi + 1) / alibi)
-    return mx.where(seen, -slopes[:, None, None] * mx.abs(query - key), -math.inf)
+    return mx.where(seen, -slopes(alibi)[:, None, None] * mx.abs(query - key), -math.inf)
+
+
+def slopes(heads: int) -> mx.array:
+    """(H,) how much each head's scores fall with one position of distance. Source: ALiBi, arXiv 2108.12409."""
+    return 2.0 ** (-8 * mx.arange(1, heads + 1) / heads)
 
 
 def _grouped(q: mx.array, k: mx.array) -> mx.array:

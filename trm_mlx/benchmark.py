@@ -16,7 +16,7 @@ import mlx.core as mx
 import numpy as np
 
 from trm_mlx import PRETRAINED, checkpoint, comparison, config, machine, report, trials
-from trm_mlx.decode.stream import PREFILL, scores
+from trm_mlx.decode.step import PREFILL, StepModel
 from trm_mlx.model import TinyRecursiveLM
 from trm_mlx.report import Report
 from trm_mlx.trials import UNMEASURED, Procedure
@@ -68,15 +68,15 @@ class Text:
     """Texts that a model reads at one depth; `first` holds the seconds of the first calls."""
 
     def __init__(self, model: TinyRecursiveLM, depth: int) -> None:
-        self.model, self.depth, self.cache = model, depth, model.cache(depth)
+        self.step = StepModel(model, depth)
         self.first: dict[bool, float] = {}  # by whether it was a single token
 
     def reset(self) -> None:
-        self.cache = self.model.cache(self.depth)
+        self.step.reset()
 
     def append(self, ids: Sequence[int]) -> np.ndarray:
         start = time.perf_counter()
-        logits = scores(self.model, ids, self.cache)
+        logits = np.array(self.step.append(ids)[0])
         self.first.setdefault(len(ids) == 1, time.perf_counter() - start)
         return logits
 

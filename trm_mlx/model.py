@@ -20,7 +20,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from trm_mlx import fused, recompute
 from trm_mlx.attention import Mask, attention, visible_keys
-from trm_mlx.cache import Cache, Slot
+from trm_mlx.cache import EVERYTHING, Cache, CacheConfig, Slot
 from trm_mlx.shape import LIMIT, ModelConfig
 
 EPSILON = 1e-5  # of every RMS normalisation; float16 cannot hold squares of much less
@@ -200,9 +200,14 @@ class TinyRecursiveLM(nn.Module):
         depth = self.config.at_depth(ends[-1])
         if cache is not None and (cache.depth != depth or len(ends) > 1):
             raise ValueError(f"this cache serves {cache.depth} passes and one exit, got {depth} and {len(ends)}")
-        start = cache.length if cache else 0
+        start, T = cache.length if cache else 0, ids.shape[1]
         alibi = self.config.heads if self.config.position == "alibi" else 0
-        visible = visible_keys(ids.shape[1], start + ids.shape[1], mask, segments, self.config.window, alibi)
+        if cache is None:
+            visible = visible_keys(T, T, mask, segments, self.config.window, alibi)
+        elif isinstance(mask, str) and mask == "causal" and segments is None:
+            visible = cache.visible(T)
+        else:
+            raise ValueError("a cache is of causal text: mask must be causal, and segments None")
         x = self._embed(ids, start)
         keys = [None] * (depth + 2)
         if self.training and self.config.dropout:
@@ -216,11 +221,13 @@ class TinyRecursiveLM(nn.Module):
             if index + 1 in ends:
                 states.append(h)
         logits = [self._read(h, anchor, visible, cache.coda if cache else None, last, keys[-1]) for h in states]
+        if cache is not None:
+            cache.advance(T)
         return logits[0] if exits is None else mx.stack(logits)
 
-    def cache(self, depth: int | None = None) -> Cache:
+    def cache(self, depth: int | None = None, kind: CacheConfig = EVERYTHING) -> Cache:
         """An empty cache for `depth` passes; None: all."""
-        return Cache(self.config.at_depth(depth), self.config.prelude, self.config.core, self.config.coda)
+        return Cache(self.config, self.config.at_depth(depth), kind)
 
     def _embed(self, ids: mx.array, start: int) -> mx.array:
         x, end, position = _rms(self.embedding(ids)), start + ids.shape[1], self.config.position

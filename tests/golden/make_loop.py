@@ -50,8 +50,7 @@ class Table(TinyRecursiveLM):
             self.number = splitmix64(self.seed, cache.depth)
         for token in ids[0].tolist():
             self.number = splitmix64(self.number, token)
-        for slot in cache.slots:
-            slot.length += ids.shape[1]
+        cache.advance(ids.shape[1])
         scores = (numbers(self.number, self.config.vocabulary) >> 40) / np.float32(2**20) - np.float32(8)
         if cache.length in self.wanted:
             scores[self.wanted[cache.length]] = 16

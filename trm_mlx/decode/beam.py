@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from trm_mlx import fused
-from trm_mlx.cache import Cache
+from trm_mlx.cache import EVERYTHING, CacheConfig
 from trm_mlx.decode.sampling import doubles, rank
-from trm_mlx.decode.stream import Reason, Scanner, StreamConfig, opened, scores
+from trm_mlx.decode.step import StepModel
+from trm_mlx.decode.stream import Reason, Scanner, StreamConfig, opened
 from trm_mlx.decode.words import NO_WORDS, Words, WordsConfig
 from trm_mlx.model import TinyRecursiveLM
 from trm_mlx.tokenizer import Tokenizer
@@ -54,6 +54,7 @@ def search(
     width: int,
     penalty: float,
     words: WordsConfig = NO_WORDS,
+    kind: CacheConfig = EVERYTHING,
 ) -> list[Text]:
     """The texts found, best score first; of equal ones the one that ended first.
 
@@ -62,16 +63,17 @@ def search(
         settings: when a text ends, and the depth.
         width: places in the beam, at least 1.
         penalty: a, at least 0; with 0 the score is the log-probability itself, more favours longer texts.
+        kind: what is kept of the texts.
         words: biases change the probabilities; a banned text has none, and its share goes to no other.
 
     Raises:
         ValueError: as `stream.events`; also when what is banned leaves no text.
     """
-    cache = opened(model, prompt, settings.depth)
+    reader = opened(model, prompt, settings.depth, kind, compiled=False)
     steered = Words(words, tokenizer)
     longest = min(settings.max_tokens, model.config.context - len(prompt))
     live, ended = [Text(tail=steered.tail(prompt))], []
-    logits = scores(model, prompt, cache)[None]  # (W, V), W = 1 as yet
+    logits = np.array(reader.append(prompt))  # (W, V), W = 1 as yet
     while live and len(ended) < width:
         continued, parents = [], []
         for text, parent, token, total in _likeliest(live, logits, steered, width - len(ended)):
@@ -87,16 +89,14 @@ def search(
         if settled(live, ended, longest, penalty):
             break
         if live:
-            cache.select(parents)
-            logits = following(model, [text.tokens[-1] for text in live], cache)
+            reader.cache.select(parents)
+            logits = following(reader, [text.tokens[-1] for text in live])
     return sorted(ended, key=lambda text: -score(text, penalty))
 
 
-def following(model: TinyRecursiveLM, tokens: list[int], cache: Cache) -> np.ndarray:
-    """(W, V) float32 logits of what follows each token, the next of its row of the cache, which then holds it."""
-    with fused.uncompiled():
-        logits = model(mx.array(tokens)[:, None], depth=cache.depth, cache=cache, last=True)
-    return np.array(logits[:, 0].astype(mx.float32))
+def following(reader: StepModel, tokens: list[int]) -> np.ndarray:
+    """(W, V) float32 logits of what follows each token, the next of its row."""
+    return np.array(reader.append(mx.array(tokens)[:, None]))
 
 
 def settled(live: list[Text], ended: list[Text], longest: int, penalty: float) -> bool:

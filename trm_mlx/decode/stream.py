@@ -3,6 +3,7 @@
 Shapes: B batch (1 here), T tokens, V vocabulary.
 """
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,15 +12,13 @@ from typing import Annotated, Literal
 import mlx.core as mx
 import numpy as np
 
-from trm_mlx import fused
-from trm_mlx.cache import Cache
+from trm_mlx.cache import EVERYTHING, CacheConfig
 from trm_mlx.decode.penalties import History
-from trm_mlx.decode.sampling import SamplingConfig, sample
+from trm_mlx.decode.sampling import SamplingConfig, doubles, sample
+from trm_mlx.decode.step import StepModel
 from trm_mlx.decode.words import NO_WORDS, Words, WordsConfig
 from trm_mlx.model import TinyRecursiveLM
 from trm_mlx.tokenizer import Tokenizer
-
-PREFILL = 256  # prompt tokens at a time: scores of T x S are what takes memory
 
 Reason = Literal["end", "stop", "length", "context"]
 
@@ -61,6 +60,7 @@ def events(
     settings: StreamConfig,
     sampling: SamplingConfig,
     words: WordsConfig = NO_WORDS,
+    kind: CacheConfig = EVERYTHING,
 ) -> Iterator[Event]:
     """Write on from a prompt.
 
@@ -69,43 +69,69 @@ def events(
         settings: when to stop, and the depth.
         sampling: how each token is chosen; the draw of the n-th token is number n, from 0.
         words: what is favoured, and what the prompt with what is written on must not come to hold.
+        kind: what is kept of the text.
 
     Raises:
         ValueError: the prompt is empty or fills the context, the depth is above the model's, the logits
             are not numbers, or a word to favour is not one token.
     """
-    cache, ids = opened(model, prompt, settings.depth), prompt
+    text = opened(model, prompt, settings.depth, kind)
     steered = Words(words, tokenizer)
-    history = History(tokenizer.vocabulary, prompt) if sampling.remembers else None
-    tail = steered.tail(prompt)
     ends, decoder, scanner = (tokenizer.eos, tokenizer.end), tokenizer.stream(), Scanner(settings.stop)
-    for step in range(settings.max_tokens):
-        logits = scores(model, ids, cache)
-        token = sample(logits, sampling, step, history or (), steered.bias, steered.banned(tail))
+    room = model.config.context - len(prompt)
+    most = min(settings.max_tokens, room)
+    for count, token in enumerate(picks(text, prompt, most, sampling, steered), 1):
         if token in ends:
             yield Event(token, scanner.push(decoder.finish()) + scanner.finish(), "end")
             return
-        if history is not None:
-            history.add(token)
-        tail = steered.grown(tail, token)
-        text = scanner.push(decoder.push(token))
+        said = scanner.push(decoder.push(token))
         reason: Reason | None = None
         if scanner.found:
             reason = "stop"
-        elif step + 1 == settings.max_tokens:
-            reason = "length"
-        elif cache.length + 1 == model.config.context:
-            reason = "context"
+        elif count == most:
+            reason = "length" if count == settings.max_tokens else "context"
         if reason:
-            text += scanner.push(decoder.finish()) + scanner.finish()
-            yield Event(token, text, "stop" if scanner.found else reason)
+            said += scanner.push(decoder.finish()) + scanner.finish()
+            yield Event(token, said, "stop" if scanner.found else reason)
             return
-        yield Event(token, text)
-        ids = [token]
+        yield Event(token, said)
 
 
-def opened(model: TinyRecursiveLM, prompt: Sequence[int], depth: int | None) -> Cache:
-    """An empty cache for what goes on from a prompt.
+def picks(
+    text: StepModel, prompt: Sequence[int], most: int, sampling: SamplingConfig, steered: Words
+) -> Iterator[int]:
+    """At most so many tokens that go on from a prompt, chosen one by one; ends of text are tokens as any."""
+    if sampling.temperature == 0 and not sampling.remembers and not steered.steers:
+        yield from greedy(text, prompt, most)
+        return
+    history = History(text.model.config.vocabulary, prompt) if sampling.remembers else None
+    ids, tail = prompt, steered.tail(prompt)
+    for step in range(most):
+        logits = np.array(text.append(ids)[0])
+        token = sample(logits, sampling, step, history or (), steered.bias, steered.banned(tail))
+        yield token
+        if history is not None:
+            history.add(token)
+        ids, tail = [token], steered.grown(tail, token)
+
+
+def greedy(text: StepModel, prompt: Sequence[int], most: int) -> Iterator[int]:
+    """The likeliest token, again and again: chosen where the scores are, the next step begun before it is told."""
+    logits = text.append(prompt)
+    for left in range(most, 0, -1):
+        token, sound = logits.argmax(-1), (logits < math.inf).all()  # NaN is not below anything
+        following = text.append(token[:, None]) if left > 1 else logits
+        mx.async_eval(token, sound, following)
+        if not sound.item():
+            doubles(np.array(logits[0]))  # names what is wrong
+        yield int(np.array(token)[0])
+        logits = following
+
+
+def opened(
+    model: TinyRecursiveLM, prompt: Sequence[int], depth: int | None, kind: CacheConfig, **options: bool
+) -> StepModel:
+    """A text to go on from a prompt that is yet to be read; options: as of `StepModel`.
 
     Raises:
         ValueError: the prompt is empty or fills the context, or the depth is above the model's.
@@ -115,18 +141,7 @@ def opened(model: TinyRecursiveLM, prompt: Sequence[int], depth: int | None) -> 
         raise ValueError(
             f"the prompt must have 1 to {context - 1} tokens, as the context is {context}, got {len(prompt)}"
         )
-    return model.cache(depth)
-
-
-def scores(model: TinyRecursiveLM, ids: Sequence[int], cache: Cache) -> np.ndarray:
-    """(V,) float32 scores of the token after these, which the cache then holds; at least one id."""
-    last = (len(ids) - 1) // PREFILL * PREFILL
-    with fused.uncompiled():
-        for start in range(0, last, PREFILL):
-            model(mx.array([list(ids[start : start + PREFILL])]), depth=cache.depth, cache=cache, last=True)
-            mx.eval(cache.arrays)
-        logits = model(mx.array([list(ids[last:])]), depth=cache.depth, cache=cache, last=True)
-    return np.array(logits[0, 0].astype(mx.float32))
+    return StepModel(model, depth, kind, **options)
 
 
 class Scanner:

@@ -92,6 +92,11 @@ class Words:
                 if ids.size:
                     self.after.append((ban[:cut], ids))
 
+    @property
+    def steers(self) -> bool:
+        """Whether there is anything to favour or to ban."""
+        return bool(self.bias or self.reach)
+
     def _where(self, completes) -> np.ndarray:
         return np.array([token for token, piece in enumerate(self.spelled) if completes(piece)], dtype=np.int64)
 

@@ -1,0 +1,99 @@
+"""A model in the middle of texts: reads tokens, and gives the scores of the next.
+
+On the Linux CPU single tokens run through folded weights and a compiled step (`decode.folded`); everything else,
+and every other device, runs the model itself.
+
+Shapes: B rows, T tokens, V vocabulary.
+"""
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+
+from trm_mlx import fused
+from trm_mlx.cache import EVERYTHING, SPARE, Cache, CacheConfig
+from trm_mlx.decode.folded import Folded, foldable
+from trm_mlx.model import TinyRecursiveLM
+
+PREFILL = 512  # prompt tokens at a time: scores of T x S are what takes memory
+LONG = 128  # tokens at a time from which compiled forms are worth their compiling
+
+
+class StepModel:
+    """One text, or several of the same length, read token by token at one depth."""
+
+    def __init__(
+        self,
+        model: TinyRecursiveLM,
+        depth: int | None = None,
+        kind: CacheConfig = EVERYTHING,
+        *,
+        compiled: bool = True,
+    ) -> None:
+        """compiled: False where the number of rows changes: each would be compiled anew."""
+        self.model, self.kind = model, kind
+        self.cache: Cache = model.cache(depth, kind)
+        self.folded = folded(model) if compiled else None
+
+    @property
+    def depth(self) -> int:
+        return self.cache.depth
+
+    @property
+    def position(self) -> int:
+        """Tokens read so far."""
+        return self.cache.length
+
+    def reset(self) -> None:
+        """Begin new texts."""
+        self.cache = self.model.cache(self.depth, self.kind)
+
+    def trim(self, position: int) -> None:
+        """Forget the tokens from `position` on; see `Cache.trim`."""
+        self.cache.trim(position)
+
+    def append(self, ids: Sequence[int] | mx.array, *, every: bool = False) -> mx.array:
+        """Read tokens.
+
+        Args:
+            ids: T of one text, or (B, T); at least one.
+            every: give the scores after each token and not after the last alone.
+
+        Returns:
+            (B, V) float32, or with `every` (B, T, V); not computed before it is asked for.
+        """
+        ids = ids if isinstance(ids, mx.array) else mx.array([list(ids)])
+        T = ids.shape[1]
+        if self.folded and (T == 1 or (every and T <= SPARE)):
+            logits = self._folded(self.folded, ids)
+            return logits if every else logits[:, -1]
+        parts = []
+        for start in range(0, T, PREFILL):
+            end = min(start + PREFILL, T)
+            with fused.use(fused.active()) if end - start >= LONG else fused.uncompiled():
+                logits = self.model(ids[:, start:end], depth=self.depth, cache=self.cache, last=not every)
+            parts = [*parts, logits] if every else [logits]
+            if end < T:
+                mx.eval(self.cache.arrays)
+        logits = mx.concatenate(parts, axis=1).astype(mx.float32)
+        return logits if every else logits[:, -1]
+
+    def _folded(self, weights: Folded, ids: mx.array) -> mx.array:
+        """(B, T, V)"""
+        cache, (B, T) = self.cache, ids.shape
+        cache.reserve(B, T)
+        step = weights.step(cache)
+        logits, *arrays = step(ids, mx.array([cache.length]), None, *cache.arrays)
+        cache.replace(arrays)
+        cache.advance(T)
+        return logits
+
+
+def folded(model: TinyRecursiveLM) -> Folded | None:
+    """The model's folded weights, made once; None where its own form is the one to run."""
+    if not foldable(model):
+        return None
+    kept = getattr(model, "_folded", None)  # a plain attribute, which is no parameter
+    if kept is None or not kept.fits(model):
+        kept = model._folded = Folded(model)
+    return kept
