@@ -19,7 +19,9 @@ public struct Arguments {
             }
             guard values[flag] == nil else { throw UsageError("\(flag) must be given once") }
             if plain.contains(flag) {
-                guard parts.count == 1 else { throw UsageError("\(flag) takes no value, got \(word.debugDescription)") }
+                guard parts.count == 1 else {
+                    throw UsageError("\(flag) takes no value, got \(word.debugDescription)")
+                }
                 values[flag] = ""
             } else {
                 guard let value = parts.count == 2 ? parts[1] : rest.popFirst() else {
@@ -40,7 +42,9 @@ public struct Arguments {
     /// A number of any kind that Swift reads from text; nil if the flag was not given.
     public func number<Number: LosslessStringConvertible>(_ flag: String, as kind: String) throws -> Number? {
         guard let word = values[flag] else { return nil }
-        guard let number = Number(word) else { throw UsageError("\(flag) must be \(kind), got \(word.debugDescription)") }
+        guard let number = Number(word) else {
+            throw UsageError("\(flag) must be \(kind), got \(word.debugDescription)")
+        }
         return number
     }
 }

@@ -40,7 +40,8 @@ public struct BenchOptions: Equatable, Sendable {
         let found = try Arguments(
             words,
             valued: [
-                "--model", "--backend", "--depth", "-p", "-g", "-n", "--warmup", "--cooldown", "--seed", "--sustained",
+                "--model", "--backend", "--depth", "-p", "-g", "-n", "--warmup", "--cooldown", "--seed",
+                "--sustained",
                 "--json", "--units",
             ], plain: ["--list-functions"])
         switch (try found.text("--model"), try found.text("--backend")) {

@@ -24,7 +24,8 @@ public struct BenchPlan: Equatable, Sendable {
         seed: UInt64 = 0, sustained: Double = 0
     ) throws {
         let least = [
-            ("prompt tokens", promptTokens, 1), ("new tokens", newTokens, 2), ("trials", trials, 1), ("warmup", warmup, 0),
+            ("prompt tokens", promptTokens, 1), ("new tokens", newTokens, 2), ("trials", trials, 1),
+            ("warmup", warmup, 0),
         ]
         for (name, value, least) in least where !(least...1 << 20).contains(value) {
             throw BenchError.plan("\(name) must be \(least) to \(1 << 20), got \(value)")

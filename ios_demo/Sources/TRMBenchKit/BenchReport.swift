@@ -11,12 +11,15 @@ public struct BenchReport: Codable, Equatable, Sendable {
         ///   - name: `trm-bench` or `TRMDemo`.
         ///   - runtime: `coreml`, `reference` or `table`.
         public init(name: String, runtime: String) {
-            (self.name, version, self.runtime) = (name, "0.1.0", runtime)
             #if DEBUG
-                build = "debug"
+                self.init(name: name, runtime: runtime, build: "debug")
             #else
-                build = "release"
+                self.init(name: name, runtime: runtime, build: "release")
             #endif
+        }
+
+        init(name: String, runtime: String, build: String) {
+            (self.name, version, self.runtime, self.build) = (name, "0.1.0", runtime, build)
         }
     }
 
@@ -27,7 +30,8 @@ public struct BenchReport: Codable, Equatable, Sendable {
         public let precision: String?
 
         public init(
-            name: String, revision: String, manifestSha256: String, parameters: Int, recursions: Int, weightsBytes: Int?,
+            name: String, revision: String, manifestSha256: String, parameters: Int, recursions: Int,
+            weightsBytes: Int?,
             precision: String?
         ) {
             (self.name, self.revision, self.manifestSha256) = (name, revision, manifestSha256)
@@ -57,7 +61,8 @@ public struct BenchReport: Codable, Equatable, Sendable {
         public let aneCost, gpuCost, cpuCost: Double?
 
         public init(
-            aneOps: Int, gpuOps: Int, cpuOps: Int, aneCost: Double? = nil, gpuCost: Double? = nil, cpuCost: Double? = nil
+            aneOps: Int, gpuOps: Int, cpuOps: Int, aneCost: Double? = nil, gpuCost: Double? = nil,
+            cpuCost: Double? = nil
         ) {
             (self.aneOps, self.gpuOps, self.cpuOps) = (aneOps, gpuOps, cpuOps)
             (self.aneCost, self.gpuCost, self.cpuCost) = (aneCost, gpuCost, cpuCost)
@@ -80,14 +85,17 @@ public struct BenchReport: Codable, Equatable, Sendable {
     ///   - chunk: tokens that the prompt is read in.
     /// - Throws: `BenchError.noTokens`: no trial made a second token.
     public init(
-        plan: BenchPlan, measured: BenchRunner.Measured, tool: Tool, model: Model, context: Int, units: String = "n/a",
+        plan: BenchPlan, measured: BenchRunner.Measured, tool: Tool, model: Model, context: Int,
+        units: String = "n/a",
         chunk: Int = 1, placement: Placement? = nil, device: DeviceInfo = .here()
     ) throws {
         format = "trm.bench/1"
         (self.tool, self.model, self.device, self.placement) = (tool, model, device, placement)
         config = Setup(
-            computeUnits: units, effectivePrefillChunk: chunk, promptTokens: plan.promptTokens, newTokens: plan.newTokens,
-            warmupTrials: plan.warmup, trials: plan.trials, cooldownS: plan.cooldown, prompt: "splitmix64:\(plan.seed)",
+            computeUnits: units, effectivePrefillChunk: chunk, promptTokens: plan.promptTokens,
+            newTokens: plan.newTokens,
+            warmupTrials: plan.warmup, trials: plan.trials, cooldownS: plan.cooldown,
+            prompt: "splitmix64:\(plan.seed)",
             sampling: Sampling(temperature: 0, ignoreEos: true), contextLength: context)
         (load, trials) = (measured.load, measured.trials)
         summary = try Summary(

@@ -44,7 +44,11 @@ public struct BenchRunner: Sendable {
         var trials: [Trial] = []
         for number in 1 - plan.warmup...plan.trials {
             if number > 1 && plan.cooldown > 0 { try await sleep(plan.cooldown) }
-            for _ in 0..<Self.patience where thermal().hot { try await sleep(1) }
+            var waited = 0
+            while waited < Self.patience, thermal().hot {
+                try await sleep(1)
+                waited += 1
+            }
             let trial = try measure(model, prompt)
             if number > 0 { trials.append(trial) }
             let label = number > 0 ? "trial \(number)/\(plan.trials)" : "warm-up"
@@ -105,7 +109,8 @@ public struct BenchRunner: Sendable {
                 (tokens, now) = (tokens + 1, clock())
                 if seconds(opened) >= Self.window || seconds(start) >= plan.sustained {
                     windows.append(Sustained.Window(tokens: tokens, seconds: seconds(opened), thermal: thermal()))
-                    progress("sustained  s \(shown(seconds(start)))  tokens_per_s \(shown(windows.last?.tokensPerS ?? 0))")
+                    progress(
+                        "sustained  s \(shown(seconds(start)))  tokens_per_s \(shown(windows.last?.tokensPerS ?? 0))")
                     (tokens, opened) = (0, now)
                 }
             }
@@ -126,9 +131,8 @@ func greatest(_ scores: [Float]) -> Int {
 
 /// SHA-256 of the ids as little-endian int32.
 func digest(of tokens: [Int]) -> String {
-    var hash = ReferenceSHA256()
-    hash.update(tokens.flatMap { token in withUnsafeBytes(of: Int32(token).littleEndian) { Array($0) } })
-    return hash.finished()
+    let bytes = tokens.flatMap { token in withUnsafeBytes(of: Int32(token).littleEndian) { Array($0) } }
+    return ReferenceSHA256.hexadecimal(of: bytes)
 }
 
 func nanoseconds(_ duration: Duration) -> Int {

@@ -26,7 +26,8 @@ public enum MemoryProbe {
 
     /// What Linux's `/proc/self/status` says of the most memory held at once.
     static func peak(status: String) -> Int {
-        let words = status.split(separator: "\n").first { $0.hasPrefix("VmHWM:") }?.split(whereSeparator: \.isWhitespace)
+        let words = status.split(separator: "\n").first { $0.hasPrefix("VmHWM:") }?.split(
+            whereSeparator: \.isWhitespace)
         guard let words, words.count == 3, words[2] == "kB", let size = Int(words[1]) else { return 0 }
         let (bytes, overflow) = size.multipliedReportingOverflow(by: 1024)
         return overflow ? 0 : bytes

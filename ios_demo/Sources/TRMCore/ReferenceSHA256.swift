@@ -9,6 +9,13 @@ package struct ReferenceSHA256 {
 
     package init() {}
 
+    /// The digest of some bytes in 64 digits of base 16.
+    package static func hexadecimal(of bytes: [UInt8]) -> String {
+        var hash = ReferenceSHA256()
+        hash.update(bytes)
+        return hash.hexadecimal()
+    }
+
     package mutating func update(_ bytes: [UInt8]) {
         length &+= UInt64(bytes.count)
         pending += bytes
@@ -23,7 +30,7 @@ package struct ReferenceSHA256 {
     }
 
     /// The digest in 64 digits of base 16.
-    package func finished() -> String {
+    package func hexadecimal() -> String {
         var copy = self
         let bits = length &* 8
         let zeros = (119 - pending.count % 64) % 64

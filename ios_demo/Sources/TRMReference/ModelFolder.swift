@@ -63,7 +63,7 @@ public struct ModelFolder: Sendable {
             defer { try? handle.close() }
             while let block = try handle.read(upToCount: 1 << 20), !block.isEmpty { hash.update([UInt8](block)) }
         }
-        return hash.finished()
+        return hash.hexadecimal()
     }
 
     /// Bytes of a file that is there.
@@ -128,7 +128,8 @@ public struct ModelFolder: Sendable {
     }
 
     private static func spread(
-        _ stored: SafeTensors, names: some Sequence<String>, parts: [(name: String, grid: Grid, rows: Int, columns: Int)]
+        _ stored: SafeTensors, names: some Sequence<String>,
+        parts: [(name: String, grid: Grid, rows: Int, columns: Int)]
     ) throws -> [String: [Float]] {
         var (found, rounded) = ([String: [Float]](), Set<String>())
         for (name, grid, rows, columns) in parts {
@@ -154,8 +155,4 @@ public struct ModelFolder: Sendable {
 }
 
 /// SHA-256 in 64 digits of base 16.
-func hexDigest(_ bytes: [UInt8]) -> String {
-    var hash = ReferenceSHA256()
-    hash.update(bytes)
-    return hash.finished()
-}
+func hexDigest(_ bytes: [UInt8]) -> String { ReferenceSHA256.hexadecimal(of: bytes) }

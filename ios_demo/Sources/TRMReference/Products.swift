@@ -37,15 +37,18 @@ func dot(_ a: UnsafeBufferPointer<Float>, _ b: UnsafeBufferPointer<Float>) -> Fl
     var (low, high) = (SIMD8<Float>(), SIMD8<Float>())
     var place = 0
     while place + 16 <= count {
-        low += a.loadUnaligned(fromByteOffset: 4 * place, as: SIMD8<Float>.self)
+        low +=
+            a.loadUnaligned(fromByteOffset: 4 * place, as: SIMD8<Float>.self)
             * b.loadUnaligned(fromByteOffset: 4 * place, as: SIMD8<Float>.self)
-        high += a.loadUnaligned(fromByteOffset: 4 * place + 32, as: SIMD8<Float>.self)
+        high +=
+            a.loadUnaligned(fromByteOffset: 4 * place + 32, as: SIMD8<Float>.self)
             * b.loadUnaligned(fromByteOffset: 4 * place + 32, as: SIMD8<Float>.self)
         place += 16
     }
     var rest: Float = 0
     while place < count {
-        rest += a.loadUnaligned(fromByteOffset: 4 * place, as: Float.self)
+        rest +=
+            a.loadUnaligned(fromByteOffset: 4 * place, as: Float.self)
             * b.loadUnaligned(fromByteOffset: 4 * place, as: Float.self)
         place += 1
     }
@@ -60,7 +63,9 @@ func normalise(_ x: [Float], _ gain: [Float]?, into y: inout [Float]) {
 
 /// The numbers of a head, that starts at `start`, become rms of them times the gain.
 func normalise(_ x: inout [Float], at start: Int, _ gain: [Float]) {
-    let factor = x.withUnsafeBufferPointer { inverse(of: UnsafeBufferPointer(rebasing: $0[start..<start + gain.count])) }
+    let factor = x.withUnsafeBufferPointer {
+        inverse(of: UnsafeBufferPointer(rebasing: $0[start..<start + gain.count]))
+    }
     for m in gain.indices { x[start + m] *= factor * gain[m] }
 }
 

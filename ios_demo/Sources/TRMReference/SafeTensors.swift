@@ -67,7 +67,8 @@ struct SafeTensors {
 
     private static func parse(_ header: [UInt8]) throws -> ([String: Entry], [String: String]) {
         let foreign = refused("it must be a safetensors file saved by trm_mlx, got another header")
-        guard case .table(var table)? = try? JSON(header), case .table(let told)? = table.removeValue(forKey: "__metadata__")
+        guard case .table(var table)? = try? JSON(header),
+            case .table(let told)? = table.removeValue(forKey: "__metadata__")
         else { throw foreign }
         var metadata: [String: String] = [:]
         for (key, value) in told {

@@ -38,7 +38,8 @@ enum BenchCommand {
         let fingerprint = try ModelFolder.fingerprint(of: folder)
         let depth = options.depth ?? shape.shape.depth
         guard depth <= shape.shape.depth else {
-            throw UsageError("--depth must be 1 to \(shape.shape.depth), the most this model was made for, got \(depth)")
+            throw UsageError(
+                "--depth must be 1 to \(shape.shape.depth), the most this model was made for, got \(depth)")
         }
         var runner = BenchRunner(plan: options.plan, depth: depth)
         runner.progress = { say("depth \(depth)  \($0)") }
