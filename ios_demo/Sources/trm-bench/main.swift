@@ -16,6 +16,9 @@ func command(_ words: [String]) async -> Int32 {
     } catch let error as UsageError {
         say("trm-bench: error: \(error.reason)")
         return Exit.usage
+    } catch BenchError.plan(let reason) {  // what only the model can tell
+        say("trm-bench: error: \(reason)")
+        return Exit.usage
     } catch {
         say("trm-bench: error: \(error.localizedDescription)")
         return Exit.failure
