@@ -34,7 +34,7 @@ let package = Package(
         .testTarget(name: "TRMReferenceTests", dependencies: ["TRMCore", "TRMReference"]),
         .testTarget(name: "TRMCoreMLTests", dependencies: ["TRMCoreML"] + coreML, swiftSettings: coreMLSettings),
         .testTarget(name: "TRMDemoModelTests", dependencies: ["TRMDemoModel"]),
-        .testTarget(name: "TRMBenchKitTests", dependencies: ["TRMBenchKit"]),
+        .testTarget(name: "TRMBenchKitTests", dependencies: ["TRMBenchKit", "TRMReference"]),
     ],
     swiftLanguageModes: [.v6]
 )

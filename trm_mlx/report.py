@@ -23,7 +23,7 @@ Units = Literal["cpuOnly", "cpuAndGPU", "cpuAndNeuralEngine", "all", "n/a"]
 class Tool:
     name: Literal["trm-bench", "trm_mlx.benchmark", "TRMDemo"]
     version: str
-    runtime: Literal["coreml", "mlx", "table"]
+    runtime: Literal["coreml", "mlx", "reference", "table"]
     runtime_version: str | None = None
     build: Literal["release", "debug", "python"]
 
