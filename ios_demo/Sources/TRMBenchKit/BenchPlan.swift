@@ -1,4 +1,5 @@
 import Foundation
+import TRMCore
 
 /// How it is measured; the protocol is that of `trm_mlx/trials.py`.
 ///
@@ -51,16 +52,8 @@ public struct BenchPlan: Equatable, Sendable {
             throw BenchError.plan("vocabulary must be above \(Self.controls), got \(vocabulary)")
         }
         let left = UInt64(vocabulary - Self.controls)
-        return (0..<UInt64(promptTokens)).map { Int32(Self.controls) + Int32(splitMix64(seed, $0) % left) }
+        return (0..<UInt64(promptTokens)).map { Int32(Self.controls) + Int32(SplitMix64.number(seed: seed, step: $0) % left) }
     }
-}
-
-/// Output `step`, from 0, of the generator of this seed. Source: SplitMix64, Steele, Lea and Flood, OOPSLA 2014.
-func splitMix64(_ seed: UInt64, _ step: UInt64) -> UInt64 {
-    var z = seed &+ (step &+ 1) &* 0x9e37_79b9_7f4a_7c15
-    z = (z ^ z >> 30) &* 0xbf58_476d_1ce4_e5b9
-    z = (z ^ z >> 27) &* 0x94d0_49bb_1331_11eb
-    return z ^ z >> 31
 }
 
 /// Why there is no measurement.

@@ -132,7 +132,7 @@ func greatest(_ scores: [Float]) -> Int {
 /// SHA-256 of the ids as little-endian int32.
 func digest(of tokens: [Int]) -> String {
     let bytes = tokens.flatMap { token in withUnsafeBytes(of: Int32(token).littleEndian) { Array($0) } }
-    return ReferenceSHA256.hexadecimal(of: bytes)
+    return SHA256Hash.hexadecimal(of: bytes)
 }
 
 func nanoseconds(_ duration: Duration) -> Int {

@@ -57,7 +57,7 @@ public struct ModelFolder: Sendable {
 
     /// Hash of the bytes of `config.json` and, after them, of `model.safetensors`.
     public static func fingerprint(of folder: URL) throws -> String {
-        var hash = ReferenceSHA256()
+        var hash = SHA256Hash()
         for name in [config, weights] {
             let handle = try FileHandle(forReadingFrom: folder.appendingPathComponent(name))
             defer { try? handle.close() }
@@ -155,4 +155,4 @@ public struct ModelFolder: Sendable {
 }
 
 /// SHA-256 in 64 digits of base 16.
-func hexDigest(_ bytes: [UInt8]) -> String { ReferenceSHA256.hexadecimal(of: bytes) }
+func hexDigest(_ bytes: [UInt8]) -> String { SHA256Hash.hexadecimal(of: bytes) }
