@@ -52,7 +52,9 @@ public struct BenchPlan: Equatable, Sendable {
             throw BenchError.plan("vocabulary must be above \(Self.controls), got \(vocabulary)")
         }
         let left = UInt64(vocabulary - Self.controls)
-        return (0..<UInt64(promptTokens)).map { Int32(Self.controls) + Int32(SplitMix64.number(seed: seed, step: $0) % left) }
+        return (0..<UInt64(promptTokens)).map {
+            Int32(Self.controls) + Int32(SplitMix64.number(seed: seed, step: $0) % left)
+        }
     }
 }
 
