@@ -1,5 +1,4 @@
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -121,58 +120,3 @@ def test_macos_is_left_alone(monkeypatch):
     monkeypatch.setattr(backend, "candidates", lambda: pytest.fail("looked for a BLAS"))
     backend.prepare()
     assert backend.blas is None
-
-
-PRODUCTS = """
-import trm_mlx, mlx.core as mx, numpy as np
-random, worst = np.random.default_rng(0), 0.0
-for M in (1, 2, 3):
-    for K in (1, 5, 64, 300):
-        for N in (1, 7, 256):
-            a, b, c = (random.normal(size=size).astype(np.float32) for size in ((2, M, K), (2, K, N), (2, M, N)))
-            turned = mx.array(np.ascontiguousarray(b.swapaxes(1, 2))).swapaxes(1, 2)
-            column = mx.array(np.ascontiguousarray(a.swapaxes(1, 2))).swapaxes(1, 2)
-            for left in (mx.array(a), column):
-                for right in (mx.array(b), turned):
-                    for found, wanted in (
-                        (left @ right, a @ b),
-                        (mx.addmm(mx.array(c), left, right, alpha=0.5, beta=2.0), 2 * c + 0.5 * (a @ b)),
-                        (left[0] @ right[0], a[0] @ b[0]),
-                    ):
-                        worst = max(worst, float(np.abs(np.array(found) - wanted).max()))
-print(trm_mlx.backend.rows, worst)
-"""
-
-
-@linux
-@pytest.mark.parametrize("choice", ["1", "0"])
-def test_products_of_one_row_are_right_with_and_without_our_form(choice):
-    ((line,), errors) = python(PRODUCTS, TRM_MLX_GEMV=choice)
-    library, worst = line.rsplit(" ", 1)
-    assert (library == "None") == (choice == "0" or not shutil.which("g++"))
-    assert float(worst) < 1e-4
-    assert not errors
-
-
-@linux
-def test_our_form_of_products_is_built_once_and_never_half(tmp_path):
-    code = "import trm_mlx; print(trm_mlx.backend.rows)"
-    ((first,), _) = python(code, XDG_CACHE_HOME=str(tmp_path))
-    assert python(code, XDG_CACHE_HOME=str(tmp_path), PATH="/nowhere")[0] == [first]
-    assert [each.suffix for each in (tmp_path / "trm_mlx").iterdir()] == [".so"]
-
-
-@linux
-@pytest.mark.parametrize("damage", ["no compiler", "no folder", "garbled"])
-def test_without_our_form_the_blas_alone_serves(tmp_path, damage):
-    variables = {"XDG_CACHE_HOME": str(tmp_path)}
-    if damage == "no compiler":
-        variables["PATH"] = "/nowhere"
-    elif damage == "no folder":
-        variables["XDG_CACHE_HOME"] = "/proc/nowhere"
-    else:
-        python("import trm_mlx", **variables)
-        (built,) = (tmp_path / "trm_mlx").iterdir()
-        built.write_bytes(b"garbled")
-    code = "import trm_mlx; print(trm_mlx.backend.rows, trm_mlx.backend.blas is None)"
-    assert python(code, **variables) == (["None False"], [])

@@ -110,3 +110,14 @@ def test_arrays_are_written_in_place(tiny):
     for _ in range(3):
         mx.eval(step.append([5]), step.cache.arrays)
     assert mx.get_peak_memory() - before < step.cache.bytes / 2
+
+
+def test_scores_too_large_for_a_plain_exponential_are_shifted(tiny):
+    model, ids = tiny(), drawn(tiny(), 1, 12)
+    for block in (*model.prelude, *model.core, *model.coda):
+        for norm in (block.attention.query_norm, block.attention.key_norm):
+            norm.weight = norm.weight * 8
+    step = StepModel(model)
+    assert step.folded and step.folded.core[0][0].bound > 200
+    given = [step.append(ids[:, at : at + 1]) for at in range(12)]
+    assert mx.allclose(mx.stack(given, axis=1), model(ids), rtol=1e-3, atol=1e-3)

@@ -2,24 +2,20 @@
 
 MLX's Linux CPU wheel links a reference BLAS whose matrix products run tens of times below the machine's speed.
 MLX binds `cblas_sgemm` by name when it is loaded, so a real BLAS that is in the process before `mlx.core` takes its
-place. `prepare()` puts it there, behind a form of its own for products of one row (gemv.cpp); `import trm_mlx` calls
-it. macOS, and MLX on CUDA, need none of this.
+place. `prepare()` puts it there; `import trm_mlx` calls it. macOS, and MLX on CUDA, need none of this.
 
-Environment: TRM_MLX_BLAS, the path of a BLAS library to use, or "none"; TRM_MLX_GEMV, 0 for the BLAS alone;
-TRM_MLX_THREADS, its threads (default 1, because threads that spin beside a busy core run at a fraction of one).
+Environment: TRM_MLX_BLAS, the path of a BLAS library to use, or "none"; TRM_MLX_THREADS, its threads (default 1,
+because threads that spin beside a busy core run at a fraction of one).
 """
 
 import ctypes
-import hashlib
 import importlib.util
 import os
 import platform
-import subprocess
 import sys
 from pathlib import Path
 
 blas: str | None = None  # the library that serves MLX's matrix products; None: the one it came with
-rows: str | None = None  # the library that multiplies single rows, see gemv.cpp; None: none was built
 _prepared = False
 
 
@@ -33,7 +29,7 @@ def cure() -> str:
 
 def prepare() -> None:
     """Give MLX a real BLAS where it needs one; one warning line on stderr, with the cure, where there is none."""
-    global blas, rows, _prepared
+    global blas, _prepared
     if _prepared:
         return
     _prepared = True
@@ -61,9 +57,7 @@ def prepare() -> None:
         return
     for library in [wanted] if wanted else candidates():
         try:
-            if hasattr(ctypes.CDLL(library), "cblas_sgemm"):
-                rows = by_rows(library)  # goes first: MLX takes the first cblas_sgemm that it finds
-                ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
+            if hasattr(ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL), "cblas_sgemm"):
                 blas = library
                 return
         except OSError:
@@ -82,39 +76,6 @@ def _keep_memory() -> None:
     if adjust:
         adjust(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD of malloc.h: the largest int
         adjust(-3, 1 << 30)  # M_MMAP_THRESHOLD
-
-
-def by_rows(library: str) -> str | None:
-    """Load gemv.cpp in front of a BLAS, compiled where that was not done before; None where it cannot be."""
-    source = Path(__file__).with_name("gemv.cpp")
-    if os.environ.get("TRM_MLX_GEMV") == "0" or not source.is_file():
-        return None
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trm_mlx"
-    name = hashlib.sha256(source.read_bytes() + library.encode() + platform.machine().encode()).hexdigest()[:16]
-    built = folder / f"gemv-{name}.so"
-    try:
-        if not built.is_file():
-            _compile(source, library, built)
-        loaded = ctypes.CDLL(str(built), mode=ctypes.RTLD_GLOBAL) if _ready(built) else None
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return str(built) if loaded else None
-
-
-def _compile(source: Path, library: str, built: Path) -> None:
-    built.parent.mkdir(parents=True, exist_ok=True)
-    draft = built.with_suffix(f".{os.getpid()}")  # another process may be at it too
-    flags = ["-O2", "-shared", "-fPIC", f'-DTRM_MLX_REAL="{library}"', "-ldl"]
-    try:
-        subprocess.run(["g++", str(source), "-o", str(draft), *flags], check=True, capture_output=True, timeout=60)
-        draft.replace(built)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def _ready(built: Path) -> bool:
-    """Whether the library found in the BLAS what it needs; asked before its symbols are put before all others."""
-    return bool(ctypes.CDLL(str(built)).trm_mlx_gemv_ready())
 
 
 def candidates() -> list[str]:

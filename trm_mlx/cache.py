@@ -134,11 +134,9 @@ class Cache:
         later = range(depth - 1)
         self.core = [first, *([Slot(self, lender if kind.cache_shared else None) for lender in first] for _ in later)]
         self.coda = [Slot(self) for _ in range(config.coda)]
-
-    @property
-    def slots(self) -> list[Slot]:
-        """All slots, in the order in which a forward pass fills them."""
-        return [*self.prelude, *(slot for one in self.core for slot in one), *self.coda]
+        # All slots, in the order in which a forward pass fills them, and of each the one whose keys it reads.
+        self.slots = [*self.prelude, *(slot for one in self.core for slot in one), *self.coda]
+        self.lenders = [self.slots.index(slot.lender or slot) for slot in self.slots]
 
     @property
     def bytes(self) -> int:
@@ -160,8 +158,13 @@ class Cache:
         """Places to have for so many positions, those that are there already included."""
         power = max(SMALLEST, 1 << (length - 1).bit_length())
         places = power * 3 // 4 if power > 4 * SMALLEST and length <= power * 3 // 4 else power
-        there = self.slots[0].parts[0].shape[2] if self.slots[0].parts else 0
-        return max(there, min(places, self.ring or max(self.config.context, length)))
+        return max(self.places, min(places, self.ring or max(self.config.context, length)))
+
+    @property
+    def places(self) -> int:
+        """Places that there are."""
+        parts = self.slots[0].parts
+        return parts[0].shape[2] if parts else 0
 
     def place(self, position: int) -> int:
         """Where a position lies."""
@@ -233,12 +236,6 @@ class Cache:
         for slot in self.slots:
             if slot.lender is None:
                 slot.reserve(capacity, like)
-
-    def replace(self, arrays: Sequence[mx.array]) -> None:
-        """Take these in place of `arrays`."""
-        left = iter(arrays)
-        for slot in self.slots:
-            slot.parts = [next(left) for _ in slot.parts]
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep these rows of the batch, in this order; a row may come several times, or not at all.

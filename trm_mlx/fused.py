@@ -176,11 +176,6 @@ def _sigmoid(x: mx.array) -> mx.array:
     return mx.where(x < 0, e, 1.0) / (1 + e)
 
 
-def silu(x: mx.array) -> mx.array:
-    """x * sigmoid(x) per element, of operations that can be compiled into others."""
-    return x * _sigmoid(x)
-
-
 @mx.compile
 def _swiglu_forward(gate: mx.array, up: mx.array) -> mx.array:
     return gate * _sigmoid(gate) * up

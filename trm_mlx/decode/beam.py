@@ -69,7 +69,7 @@ def search(
     Raises:
         ValueError: as `stream.events`; also when what is banned leaves no text.
     """
-    reader = opened(model, prompt, settings.depth, kind, compiled=False)
+    reader = opened(model, prompt, settings.depth, kind)
     steered = Words(words, tokenizer)
     longest = min(settings.max_tokens, model.config.context - len(prompt))
     live, ended = [Text(tail=steered.tail(prompt))], []

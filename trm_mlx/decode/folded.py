@@ -1,48 +1,53 @@
-"""A model's weights as one token needs them, for the CPU, where every operation costs microseconds.
+"""A model's step in NumPy, for the Linux CPU, where an MLX operation costs more to arrange than one row to compute.
 
-Gains of norms are multiplied into the matrices that follow them, matrices are transposed, and an RMS norm is a factor
-that waits until after the product: x W / rms(x). What stays is about thirty operations a block, all of fixed shapes,
-so that a whole step is compiled once for each size of the cache. It computes what `model.TinyRecursiveLM` does, in
-another order.
+Gains of norms are multiplied into the matrices, which are transposed; keys and values are written where MLX keeps
+them. It computes what `model.TinyRecursiveLM` does, in another order. Compiled by MLX the same step takes 1.4 times
+as long, and seconds of a compiler before the first token (docs/speed.md).
 
-Shapes: B rows, T new positions of each, X = B T, D width, H heads, N key-value heads, K head width, S places.
+Shapes: B rows, T new positions of each, X = B T, D width, H heads, N key-value heads, K head width, S places seen.
 """
 
 import math
-from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
-from mlx import nn
+import numpy as np
 
 from trm_mlx import fused
-from trm_mlx.cache import Cache, CacheConfig, added, decoded, encoded, held
-from trm_mlx.model import EPSILON, Block, TinyRecursiveLM, named
-
-Step = Callable[..., list[mx.array]]
+from trm_mlx.attention import NEVER, slopes
+from trm_mlx.cache import Cache
+from trm_mlx.model import EPSILON, Attention, Block, Linear, TinyRecursiveLM, named
 
 
 class Weights(NamedTuple):
     """One block in one pass."""
 
-    qkv: mx.array  # (D, (H + 2 N) K)
-    gain: mx.array  # (1, H + 2 N, 2, K / 2), of queries and keys, with the scale of their products
-    turned: mx.array  # the same with halves exchanged
-    out: mx.array
-    attention_scale: mx.array  # (D,)
-    up: mx.array
-    down: mx.array
-    feed_forward_scale: mx.array
+    qkv: np.ndarray  # (D, (H + 2 N) K)
+    gain: np.ndarray  # (H + N, 2, K / 2), of queries and keys, with the scale of their products
+    out: np.ndarray
+    attention_scale: np.ndarray  # (D,)
+    up: np.ndarray
+    down: np.ndarray
+    feed_forward_scale: np.ndarray
+    bound: float  # no score of attention can be larger, by the gains of normalised queries and keys
 
 
 class Place(NamedTuple):
-    """Where the new positions are, the same for all blocks."""
+    """Where the new positions of one step are, the same for all blocks."""
 
-    starts: list[mx.array]  # (1,) each: places to write to, one for all T or one for each
-    cosines: mx.array  # (X, H + 2 N, 2, K / 2), ones for values
-    sines: mx.array  # zeros for values
-    mask: mx.array  # (1 or B, N, H / N T, S), to be added
-    rows: int  # B
+    B: int
+    T: int
+    at: np.ndarray  # (X,) positions in the text
+    spots: slice | np.ndarray  # places to write to
+    seen: slice  # places to look at
+    mask: np.ndarray | None  # (1 or B, N, H / N T, S), to be added; None: all are seen
+    cosines: np.ndarray | None  # (X, 1, 1, K / 2)
+    sines: np.ndarray | None  # (X, 1, 2, K / 2), the first half negative
+    parts: list[list[np.ndarray]]  # of each slot of the cache, as `cache.Slot.parts`
+    lenders: list[int]  # the slot whose keys a slot reads
+
+
+SAFE = 60.0  # e to as much, summed over any text, is far from what float32 can hold
 
 
 def foldable(model: TinyRecursiveLM) -> bool:
@@ -56,213 +61,231 @@ def foldable(model: TinyRecursiveLM) -> bool:
 
 
 class Folded:
-    """The folded weights of a model, and its forward pass in parts. They do not follow later changes of the model."""
+    """The folded weights of a model, and its forward pass in parts. They do not follow later changes of the model.
+
+    Used by several threads at once it is safe, as long as each has a cache of its own.
+    """
 
     def __init__(self, model: TinyRecursiveLM) -> None:
         c = self.config = model.config
         self.source = list(named(model.parameters()).values())
-        blocks = [[_folded(block, passes) for block in part] for part, passes in self._parts(model)]
-        self.prelude, self.core, self.coda = blocks  # each block a list of Weights, one a pass
-        self.embedding = model.embedding.weight
-        self.head = mx.contiguous((model.embedding.weight * model.final_norm.weight).T)
-        zero = mx.zeros((c.width,))
-        self.injection = model.injection if c.injection else zero
-        self.recall = model.recall if c.injection else zero
-        self.positions = model.positions if c.position == "learned" else None
-        values = mx.array([0.0] * (c.heads + c.kv_heads) + [1.0] * c.kv_heads)[None, :, None, None]
-        self.values = values if c.qk_norm else mx.ones_like(values)  # 1: no norm of its own
-        self.still = values if c.position == "rope" else mx.ones_like(values)  # 1: is not turned
-        self.rates = c.rope_base ** (-2 * mx.arange(c.head_width // 2) / c.head_width)
-        self.steps: dict[tuple[int, CacheConfig], Step] = {}
-        mx.eval([v for v in vars(self).values() if isinstance(v, mx.array)], blocks)
-
-    def _parts(self, model: TinyRecursiveLM) -> list[tuple[list[Block], int]]:
-        return [(model.prelude, 1), (model.core, self.config.depth), (model.coda, 1)]
+        parts = [(model.prelude, 1), (model.core, c.depth), (model.coda, 1)]
+        self.prelude, self.core, self.coda = [[_folded(block, passes) for block in part] for part, passes in parts]
+        self.embedding = np.array(model.embedding.weight)
+        self.head = np.ascontiguousarray((self.embedding * np.array(model.final_norm.weight)).T)
+        self.injection = np.array(model.injection) if c.injection else np.float32(0)
+        self.recall = np.array(model.recall) if c.injection else np.float32(0)
+        self.positions = np.array(model.positions) if c.position == "learned" else None
+        self.cosines = self.sines = np.zeros((0, 1, 1, c.head_width // 2), np.float32)
 
     def fits(self, model: TinyRecursiveLM) -> bool:
         """Whether the model's weights are still those that were folded."""
         now = list(named(model.parameters()).values())
         return len(now) == len(self.source) and all(a is b for a, b in zip(now, self.source, strict=True))
 
-    def step(self, cache: Cache) -> Step:
-        """The whole forward pass for caches of this kind and depth, compiled for each shape it is called with.
-
-        (ids (B, T), position (1,), lead (B,) or None, arrays of the cache) -> scores (B, T, V) and the arrays anew.
-        """
-        key = (cache.depth, cache.kind)
-        if key not in self.steps:
-            empty = Cache(self.config, *key)  # tells how it is laid out, and holds no arrays
-
-            def run(ids: mx.array, position: mx.array, lead: mx.array | None, *arrays: mx.array) -> list[mx.array]:
-                held = Held(empty, self.place(empty, position, lead, *ids.shape, arrays[0].shape[2]), arrays)
-                h = anchor = self.run_prelude(ids, position, lead, held)
-                for index in range(empty.depth):
-                    h = self.run_pass(h, anchor, index, held)
-                return [self.read(h, anchor, held), *held.arrays]
-
-            self.steps[key] = mx.compile(run)
-        return self.steps[key]
-
-    def place(self, cache: Cache, position: mx.array, lead: mx.array | None, rows: int, T: int, S: int) -> Place:
-        """Where the next T positions are.
+    def step(self, ids: np.ndarray, cache: Cache, lead: np.ndarray | None = None) -> np.ndarray:
+        """Scores after each of the ids, which the cache then holds.
 
         Args:
-            position: (1,) the first of them.
+            ids: (B, T) integers below V.
             lead: (B,) places at the beginning of each row that hold nothing; None: no such places.
+
+        Returns:
+            (B, T, V) float32.
         """
-        c, N = self.config, self.config.kv_heads
-        query = position + mx.arange(T)
-        spots = query
-        if cache.ring:
-            sinks, span = cache.sinks, cache.ring - cache.sinks
-            spots = mx.where(query < cache.ring, query, sinks + (query - sinks) % span)
-        starts = [spots[t : t + 1] for t in range(T)] if cache.ring else [position]
-        key = held(query[-1], S, cache.ring, cache.sinks)
-        alibi = c.heads if c.position == "alibi" else 0
-        mask = added(query, key, cache.window, cache.sinks, alibi)
-        if lead is not None:
-            mask = mx.where(key < lead[:, None, None, None], -1e30, mask)
-        mask = mx.broadcast_to(mask, (mask.shape[0], c.heads, T, S)).reshape(-1, N, c.heads // N * T, S)
-        at = mx.broadcast_to(query, (rows, T)) if lead is None else query - lead[:, None]
-        at = at.reshape(-1, 1, 1, 1).astype(mx.float32)
-        angles = at * self.rates  # (X, 1, 1, K / 2)
-        cosines, sines = mx.cos(angles), mx.sin(angles)
-        moving = 1 - self.still
-        cosines = mx.concatenate([cosines, cosines], axis=2) * moving + self.still
-        sines = mx.concatenate([-sines, sines], axis=2) * moving
-        return Place(starts, cosines, sines, mask, rows)
+        place = self.place(cache, *ids.shape, lead)
+        h = anchor = self.run_prelude(ids, place)
+        for index in range(cache.depth):
+            h = self.run_pass(h, anchor, index, place)
+        logits = self.read(h, anchor, place)
+        cache.advance(ids.shape[1])
+        return logits
 
-    def begin(self, ids: mx.array, position: mx.array, lead: mx.array | None) -> mx.array:
-        """(B, T) ids -> (X, 1, 1, D) what the prelude reads."""
-        B, T = ids.shape
-        x = normed(self.embedding[ids.reshape(-1)][:, None, None])
-        if self.config.position in ("learned", "sinusoidal"):
-            at = position + mx.arange(T) - (0 if lead is None else lead[:, None])
-            at = mx.broadcast_to(at, (B, T)).reshape(-1)
-            x = x + (_waves(at, self.config.width) if self.positions is None else self.positions[at])[:, None, None]
+    def place(self, cache: Cache, B: int, T: int, lead: np.ndarray | None = None) -> Place:
+        """Where the next T positions of B rows are; makes room for them in the cache."""
+        c = self.config
+        start, end = cache.length, cache.length + T
+        if end > cache.places and cache.places < (cache.ring or end):
+            cache.reserve(B, T)
+        query = np.arange(start, end)
+        spots, seen, key = slice(start, end), slice(0, end), np.arange(end)
+        if cache.ring and end > cache.ring:
+            spots = np.array([cache.place(each) for each in query])
+        if cache.ring and cache.reach + T > cache.ring:
+            key = np.array(cache.held(end - 1, cache.places))
+            seen = slice(0, cache.places)
+        elif cache.window and not cache.sinks and T == 1:
+            seen = slice(max(0, end - cache.window), end)
+            key = key[seen]
+        mask = None
+        if T > 1 or lead is not None or cache.ring or cache.sinks or c.position == "alibi":
+            mask = self._mask(cache, query, key, lead)
+        at = np.broadcast_to(query, (B, T)) if lead is None else query - lead[:, None]
+        at = at.reshape(-1)
+        cosines = sines = None
+        if c.position == "rope":
+            self._turn(end)
+            cosines, sines = self.cosines[at], self.sines[at]
+        parts = [[np.asarray(part) for part in slot.parts] for slot in cache.slots]
+        return Place(B, T, at, spots, seen, mask, cosines, sines, parts, cache.lenders)
+
+    def _turn(self, end: int) -> None:
+        """Have cosines and sines of at least so many positions."""
+        if end > len(self.cosines):
+            K = self.config.head_width
+            rates = self.config.rope_base ** (-2 * np.arange(K // 2) / K)
+            angles = np.arange(max(end, self.config.context))[:, None, None, None] * rates
+            signs = np.array([[-1.0], [1.0]])
+            self.sines = (np.sin(angles) * signs).astype(np.float32)
+            self.cosines = np.cos(angles).astype(np.float32)
+
+    def _mask(self, cache: Cache, query: np.ndarray, key: np.ndarray, lead: np.ndarray | None) -> np.ndarray | None:
+        """(1 or B, N, H / N T, S) numbers to add, as `cache.added` has them; None: nothing but zeros."""
+        c, T, S = self.config, query.size, key.size
+        seen = (key <= query[:, None]) & (key >= 0)
+        if cache.window:
+            near = key > query[:, None] - cache.window
+            seen &= near | (key < cache.sinks) if cache.sinks else near
+        seen = seen[None] if lead is None else seen & (key >= lead[:, None, None])  # (1 or B, T, S)
+        if seen.all() and c.position != "alibi":
+            return None
+        mask = np.where(seen, np.float32(0), np.float32(NEVER))[:, None]
+        if c.position == "alibi":
+            fall = np.array(slopes(c.heads))[:, None, None] * np.abs(query[:, None] - key)
+            mask = mask - fall.astype(np.float32)
+        mask = np.broadcast_to(mask, (mask.shape[0], c.heads, T, S))
+        return mask.reshape(mask.shape[0], c.kv_heads, -1, S)
+
+    def run_prelude(self, ids: np.ndarray, place: Place) -> np.ndarray:
+        """(B, T) ids -> (X, D): the anchor, which is also the state before the first pass."""
+        x = normed(self.embedding[ids.reshape(-1)])
+        if self.positions is not None:
+            x = x + self.positions[place.at]
+        elif self.config.position == "sinusoidal":
+            x = x + _waves(place.at, self.config.width)
+        return normed(self._through(self.prelude, 0, x, 0, place))
+
+    def run_pass(self, h: np.ndarray, anchor: np.ndarray, index: int, place: Place) -> np.ndarray:
+        """(X, D) after pass `index`, from 0."""
+        first = len(self.prelude) + index * len(self.core)
+        return self._through(self.core, index, normed(h) + self.injection * anchor, first, place)
+
+    def read(self, h: np.ndarray, anchor: np.ndarray, place: Place) -> np.ndarray:
+        """(B, T, V) scores of the state after a pass."""
+        first = len(place.parts) - len(self.coda)
+        y = self._through(self.coda, 0, normed(h) + self.recall * anchor, first, place)
+        return (normed(y) @ self.head).reshape(place.B, place.T, -1)
+
+    def _through(self, blocks: list[list[Weights]], index: int, x: np.ndarray, slot: int, place: Place) -> np.ndarray:
+        for number, block in enumerate(blocks, slot):
+            x = self._block(block[index], x, number, place)
         return x
 
-    def through(self, blocks: list[list[Weights]], index: int, x: mx.array, slots: range, held: "Held") -> mx.array:
-        """(X, 1, 1, D) through these blocks, in pass `index`."""
-        for block, slot in zip(blocks, slots, strict=True):
-            x = self._block(block[index], x, slot, held)
-        return x
-
-    def run_prelude(self, ids: mx.array, position: mx.array, lead: mx.array | None, held: "Held") -> mx.array:
-        """(B, T) ids -> (X, 1, 1, D): the anchor, which is also the state before the first pass."""
-        x = self.through(self.prelude, 0, self.begin(ids, position, lead), range(len(self.prelude)), held)
-        return normed(x)
-
-    def run_pass(self, h: mx.array, anchor: mx.array, index: int, held: "Held") -> mx.array:
-        """(X, 1, 1, D) after pass `index`, from 0."""
-        start = len(self.prelude) + index * len(self.core)
-        slots = range(start, start + len(self.core))
-        return self.through(self.core, index, normed(h) + self.injection * anchor, slots, held)
-
-    def read(self, h: mx.array, anchor: mx.array, held: "Held") -> mx.array:
-        """(B, T, V) scores of the state after the last pass."""
-        slots = range(len(held.parts) - len(self.coda), len(held.parts))
-        y = self.through(self.coda, 0, normed(h) + self.recall * anchor, slots, held)
-        return (normed(y) @ self.head).reshape(held.place.rows, -1, self.config.vocabulary)
-
-    def _block(self, w: Weights, x: mx.array, slot: int, kept: "Held") -> mx.array:
-        c, place = self.config, kept.place
-        H, N, K, B = c.heads, c.kv_heads, c.head_width, place.rows
-        X, D = x.shape[0], c.width
-        square = (x * x).sum(-1, keepdims=True) * (1 / D) + EPSILON
-        borrows = kept.lenders[slot] != slot
-        rows = H if borrows else H + 2 * N
-        z = (x @ (w.qkv[:, : H * K] if borrows else w.qkv)).reshape(X, rows, 2, K // 2)
-        own = (z * z).sum((2, 3), keepdims=True)
-        values = self.values[:, :rows]
-        share = mx.rsqrt(own * ((1 - values) / K) + square * (EPSILON * (1 - values) + values))
-        cosines, sines = place.cosines[:, :rows], place.sines[:, :rows]
-        y = (z * w.gain[:, :rows] * cosines + z[:, :, ::-1] * w.turned[:, :rows] * sines) * share
-        T = X // B
+    def _block(self, w: Weights, x: np.ndarray, slot: int, place: Place) -> np.ndarray:
+        c, B, T = self.config, place.B, place.T
+        H, N, K, X = c.heads, c.kv_heads, c.head_width, len(x)
+        lender = place.lenders[slot]
+        borrows = lender != slot
+        z = (normed(x) @ (w.qkv[:, : H * K] if borrows else w.qkv)).reshape(X, -1, 2, K // 2)
+        turning = z[:, : H if borrows else H + N]  # queries and keys
+        y = turning * w.gain[: turning.shape[1]]
+        if place.cosines is not None:
+            other = y[:, :, ::-1] * place.sines
+            y *= place.cosines
+            y += other
+        if c.qk_norm:
+            y /= np.sqrt(np.einsum("xhik,xhik->xh", turning, turning) * (1 / K) + EPSILON)[..., None, None]
+        turning[...] = y
         if not borrows:
-            new = y[:, H:].reshape(B, 2 * N, 1, K) if T == 1 else y[:, H:].reshape(B, T, 2 * N, K).swapaxes(1, 2)
-            kept.write(slot, new)
-        kv = decoded(kept.parts[kept.lenders[slot]])
-        q = y[:, :H]
-        q = q.reshape(B, N, H // N, K) if T == 1 else _heads(q, B, T, N, K)
-        mask = mx.broadcast_to(place.mask, (B, *place.mask.shape[1:]))
-        scores = mx.addmm(mask, q, kv[:, :N].swapaxes(-1, -2))
-        e = fused.exponential(scores - scores.max(-1, keepdims=True))
+            new = z[:, H:].reshape(B, T, 2 * N, K)
+            write(place.parts[slot], place.spots, new.swapaxes(1, 2))
+        kv = read(place.parts[lender], place.seen)  # (B, 2 N, S, K)
+        q = z[:, :H]
+        if T > 1:
+            q = q.reshape(B, T, N, H // N, K).transpose(0, 2, 3, 1, 4)
+        q = q.reshape(B, N, -1, K)
+        scores = q @ kv[:, :N].swapaxes(-1, -2)
+        if place.mask is not None:
+            scores += place.mask
+        if w.bound > SAFE:
+            scores -= scores.max(-1, keepdims=True)
+        e = np.exp(scores, out=scores)
         mean = (e @ kv[:, N:]) / e.sum(-1, keepdims=True)  # (B, N, H / N T, K)
         if T > 1:
             mean = mean.reshape(B, N, H // N, T, K).transpose(0, 3, 1, 2, 4)
-        x = x + (mean.reshape(X, 1, 1, D) @ w.out) * w.attention_scale
-        square = (x * x).sum(-1, keepdims=True) * (1 / D) + EPSILON
-        h = x @ w.up
+        y = mean.reshape(X, H * K) @ w.out
+        y *= w.attention_scale
+        x = x + y
+        h = normed(x) @ w.up
         if c.feed_forward == "swiglu":
-            share = mx.rsqrt(square)
-            gate, up = mx.split(h, 2, axis=-1)
-            h = fused.silu(gate * share) * (up * share)
+            gate, up = np.split(h, 2, axis=-1)
+            h = gate / (1 + np.exp(-gate)) * up
         else:
-            h = h * mx.maximum(h, 0) / square  # the norm's factor, squared like the rest
-        return x + (h @ w.down) * w.feed_forward_scale
+            np.maximum(h, 0, out=h)
+            h *= h
+        y = h @ w.down
+        y *= w.feed_forward_scale
+        y += x
+        return y
 
 
-class Held:
-    """The arrays of a cache while one step is traced: `parts` of each slot, new ones after each write."""
-
-    def __init__(self, cache: Cache, place: Place, arrays: Sequence[mx.array]) -> None:
-        self.place, self.bits, slots, left = place, cache.kind.cache_bits, cache.slots, iter(arrays)
-        each = 2 if self.bits else 1
-        self.parts = [[] if slot.lender else [next(left) for _ in range(each)] for slot in slots]
-        self.lenders = [slots.index(slot.lender) if slot.lender else number for number, slot in enumerate(slots)]
-
-    def write(self, slot: int, new: mx.array) -> None:
-        """Put (B, 2 N, T, K) into the slot."""
-        for number, each in enumerate(encoded(new, self.bits)):
-            part = self.parts[slot][number]
-            for t, start in enumerate(self.place.starts):
-                piece = each if len(self.place.starts) == 1 else each[:, :, t : t + 1]
-                part = mx.slice_update(part, piece, start, axes=[2])
-            self.parts[slot][number] = part
-
-    @property
-    def arrays(self) -> list[mx.array]:
-        return [part for parts in self.parts for part in parts]
+def write(parts: list[np.ndarray], spots: slice | np.ndarray, new: np.ndarray) -> None:
+    """Put (B, 2 N, T, K) into these places of a slot, as `cache.encoded` has it."""
+    if len(parts) == 1:
+        parts[0][:, :, spots] = new
+        return
+    scales = np.maximum(np.abs(new).max(-1, keepdims=True) / 127, 1e-7).astype(np.float16)
+    parts[0][:, :, spots] = np.clip(np.round(new / scales), -127, 127).astype(np.int8)
+    parts[1][:, :, spots] = scales
 
 
-def normed(x: mx.array) -> mx.array:
-    """RMS norm without a gain."""
-    return x * mx.rsqrt((x * x).sum(-1, keepdims=True) * (1 / x.shape[-1]) + EPSILON)
+def read(parts: list[np.ndarray], seen: slice) -> np.ndarray:
+    """(B, 2 N, S, K) what the places of a slot hold."""
+    kept = parts[0][:, :, seen]
+    return kept if len(parts) == 1 else kept * parts[1][:, :, seen].astype(np.float32)
 
 
-def _heads(q: mx.array, B: int, T: int, N: int, K: int) -> mx.array:
-    """(X, H, 2, K / 2) -> (B, N, H / N T, K), as `attention` groups them."""
-    return q.reshape(B, T, N, -1, K).transpose(0, 2, 3, 1, 4).reshape(B, N, -1, K)
+def normed(x: np.ndarray) -> np.ndarray:
+    """RMS norm without a gain of (X, D)."""
+    if len(x) == 1:
+        return x * np.float32(1 / math.sqrt(x[0] @ x[0] / x.shape[1] + EPSILON))
+    return x / np.sqrt(np.einsum("xd,xd->x", x, x)[:, None] * np.float32(1 / x.shape[1]) + np.float32(EPSILON))
 
 
-def _waves(at: mx.array, width: int) -> mx.array:
-    rates = 10_000.0 ** (-mx.arange(0, width, 2) / width)
-    angles = at[:, None] * rates
-    return mx.concatenate([mx.sin(angles), mx.cos(angles)], axis=-1)
+def _waves(at: np.ndarray, width: int) -> np.ndarray:
+    angles = at[:, None] * 10_000.0 ** (-np.arange(0, width, 2) / width)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1).astype(np.float32)
 
 
 def _folded(block: Block, passes: int) -> list[Weights]:
     """The block's weights for each pass; all but the scales are the same arrays."""
     a, f = block.attention, block.feed_forward
-    H, N, K = a.heads, a.kv_heads, a.head_width
-    query, key = (a.query_norm.weight, a.key_norm.weight) if "query_norm" in a else (mx.ones((K,)), mx.ones((K,)))
-    gain = mx.stack([query / math.sqrt(K)] * H + [key] * N + [mx.ones((K,))] * N).reshape(1, -1, 2, K // 2)
     shared = {
         "qkv": _transposed(a.qkv, block.attention_norm.weight),
-        "gain": gain,
-        "turned": mx.contiguous(gain[:, :, ::-1]),
+        "gain": _gain(a),
         "out": _transposed(a.out),
         "up": _transposed(f.up, block.feed_forward_norm.weight),
         "down": _transposed(f.down),
     }
+    gain = np.abs(shared["gain"]).reshape(a.heads + a.kv_heads, -1).max(-1)
+    largest = a.head_width * float(gain[: a.heads].max()) * float(gain[a.heads :].max())
+    bound = largest if "query_norm" in a else math.inf
 
-    def scale(name: str, index: int) -> mx.array:
-        return block.scale * (block[name][index] if name in block else mx.ones(a.out.weight.shape[:1]))
+    def scale(name: str, index: int) -> np.ndarray:
+        return block.scale * np.array(block[name][index] if name in block else mx.ones(a.out.weight.shape[:1]))
 
     scales = ("attention_scale", "feed_forward_scale")
-    return [Weights(**shared, **{name: scale(name, index) for name in scales}) for index in range(passes)]
+    return [
+        Weights(**shared, **{name: scale(name, index) for name in scales}, bound=bound) for index in range(passes)
+    ]
 
 
-def _transposed(linear: nn.Module, gain: mx.array | float = 1.0) -> mx.array:
-    return mx.contiguous((linear.weight * gain).T)
+def _gain(a: Attention) -> np.ndarray:
+    ones = np.ones(a.head_width, np.float32)
+    query, key = (np.array(a[name].weight) if name in a else ones for name in ("query_norm", "key_norm"))
+    gain = np.stack([query / np.float32(math.sqrt(a.head_width))] * a.heads + [key] * a.kv_heads)
+    return gain.reshape(len(gain), 2, -1)
+
+
+def _transposed(linear: Linear, gain: mx.array | float = 1.0) -> np.ndarray:
+    return np.ascontiguousarray(np.array(linear.weight * gain).T)

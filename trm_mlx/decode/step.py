@@ -1,7 +1,7 @@
 """A model in the middle of texts: reads tokens, and gives the scores of the next.
 
-On the Linux CPU single tokens run through folded weights and a compiled step (`decode.folded`); everything else,
-and every other device, runs the model itself.
+On the Linux CPU few tokens at a time run in NumPy (`decode.folded`); everything else, and every other device, runs
+the model itself.
 
 Shapes: B rows, T tokens, V vocabulary.
 """
@@ -9,6 +9,7 @@ Shapes: B rows, T tokens, V vocabulary.
 from collections.abc import Sequence
 
 import mlx.core as mx
+import numpy as np
 
 from trm_mlx import fused
 from trm_mlx.cache import EVERYTHING, SPARE, Cache, CacheConfig
@@ -20,20 +21,15 @@ LONG = 128  # tokens at a time from which compiled forms are worth their compili
 
 
 class StepModel:
-    """One text, or several of the same length, read token by token at one depth."""
+    """One text, or several of the same length, read token by token at one depth.
 
-    def __init__(
-        self,
-        model: TinyRecursiveLM,
-        depth: int | None = None,
-        kind: CacheConfig = EVERYTHING,
-        *,
-        compiled: bool = True,
-    ) -> None:
-        """compiled: False where the number of rows changes: each would be compiled anew."""
+    Its scores are lazy where the model runs; `folded` is None there. Not for several threads at once.
+    """
+
+    def __init__(self, model: TinyRecursiveLM, depth: int | None = None, kind: CacheConfig = EVERYTHING) -> None:
         self.model, self.kind = model, kind
         self.cache: Cache = model.cache(depth, kind)
-        self.folded = folded(model) if compiled else None
+        self.folded = folded(model)
 
     @property
     def depth(self) -> int:
@@ -52,6 +48,12 @@ class StepModel:
         """Forget the tokens from `position` on; see `Cache.trim`."""
         self.cache.trim(position)
 
+    def scores(self, ids: Sequence[int]) -> np.ndarray:
+        """(V,) float32 scores of the token after these of one text."""
+        if self.folded and len(ids) == 1:
+            return self.folded.step(np.array([ids]), self.cache)[0, -1]
+        return np.array(self.append(ids)[0])
+
     def append(self, ids: Sequence[int] | mx.array, *, every: bool = False) -> mx.array:
         """Read tokens.
 
@@ -60,12 +62,12 @@ class StepModel:
             every: give the scores after each token and not after the last alone.
 
         Returns:
-            (B, V) float32, or with `every` (B, T, V); not computed before it is asked for.
+            (B, V) float32, or with `every` (B, T, V).
         """
         ids = ids if isinstance(ids, mx.array) else mx.array([list(ids)])
         T = ids.shape[1]
         if self.folded and (T == 1 or (every and T <= SPARE)):
-            logits = self._folded(self.folded, ids)
+            logits = mx.array(self.folded.step(np.array(ids), self.cache))
             return logits if every else logits[:, -1]
         parts = []
         for start in range(0, T, PREFILL):
@@ -76,17 +78,9 @@ class StepModel:
             if end < T:
                 mx.eval(self.cache.arrays)
         logits = mx.concatenate(parts, axis=1).astype(mx.float32)
+        if self.folded:
+            mx.eval(logits, self.cache.arrays)  # before NumPy writes to what they are computed from
         return logits if every else logits[:, -1]
-
-    def _folded(self, weights: Folded, ids: mx.array) -> mx.array:
-        """(B, T, V)"""
-        cache, (B, T) = self.cache, ids.shape
-        cache.reserve(B, T)
-        step = weights.step(cache)
-        logits, *arrays = step(ids, mx.array([cache.length]), None, *cache.arrays)
-        cache.replace(arrays)
-        cache.advance(T)
-        return logits
 
 
 def folded(model: TinyRecursiveLM) -> Folded | None:

@@ -101,13 +101,13 @@ def picks(
     text: StepModel, prompt: Sequence[int], most: int, sampling: SamplingConfig, steered: Words
 ) -> Iterator[int]:
     """At most so many tokens that go on from a prompt, chosen one by one; ends of text are tokens as any."""
-    if sampling.temperature == 0 and not sampling.remembers and not steered.steers:
+    if sampling.temperature == 0 and not sampling.remembers and not steered.steers and not text.folded:
         yield from greedy(text, prompt, most)
         return
     history = History(text.model.config.vocabulary, prompt) if sampling.remembers else None
     ids, tail = prompt, steered.tail(prompt)
     for step in range(most):
-        logits = np.array(text.append(ids)[0])
+        logits = text.scores(ids)
         token = sample(logits, sampling, step, history or (), steered.bias, steered.banned(tail))
         yield token
         if history is not None:
@@ -128,10 +128,8 @@ def greedy(text: StepModel, prompt: Sequence[int], most: int) -> Iterator[int]:
         logits = following
 
 
-def opened(
-    model: TinyRecursiveLM, prompt: Sequence[int], depth: int | None, kind: CacheConfig, **options: bool
-) -> StepModel:
-    """A text to go on from a prompt that is yet to be read; options: as of `StepModel`.
+def opened(model: TinyRecursiveLM, prompt: Sequence[int], depth: int | None, kind: CacheConfig) -> StepModel:
+    """A text to go on from a prompt that is yet to be read.
 
     Raises:
         ValueError: the prompt is empty or fills the context, or the depth is above the model's.
@@ -141,7 +139,7 @@ def opened(
         raise ValueError(
             f"the prompt must have 1 to {context - 1} tokens, as the context is {context}, got {len(prompt)}"
         )
-    return StepModel(model, depth, kind, **options)
+    return StepModel(model, depth, kind)
 
 
 class Scanner:
