@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Annotated, Any, TypeVar
 
 from trm_mlx import PRETRAINED, config
+from trm_mlx.decode.constrain import ConstrainConfig, constraint
 from trm_mlx.decode.sampling import SamplingConfig
 from trm_mlx.decode.search import SearchConfig, find
 from trm_mlx.decode.stream import Reply, StreamConfig, Timed, events
@@ -34,10 +35,12 @@ class GenerateConfig:
     stream: StreamConfig = field(default_factory=StreamConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     words: WordsConfig = field(default_factory=WordsConfig)
+    constrain: ConstrainConfig = field(default_factory=ConstrainConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self) -> None:
         self.search.check(self.sampling)
+        self.constrain.check(self.stream.stop)
         if self.prompt is not None and self.prompt_file is not None:
             raise ValueError("give --prompt or --prompt-file, not both")
 
@@ -50,13 +53,13 @@ def generate(
     Args:
         prompt: how it begins; may be empty.
         chat: the prompt is a user's message, to be replied to; for models trained on such.
-        options: fields of `StreamConfig`, `SamplingConfig`, `WordsConfig` and `SearchConfig`: max_tokens, depth,
-            stop, temperature, top_k, ban, beams, ...
+        options: fields of `StreamConfig`, `SamplingConfig`, `WordsConfig`, `ConstrainConfig` and `SearchConfig`:
+            max_tokens, depth, stop, temperature, top_k, ban, choices, beams, ...
 
     Raises:
         ValueError: the prompt fills the context, or an option is unknown, out of its range or at odds with another.
     """
-    kinds = (StreamConfig, SamplingConfig, WordsConfig, SearchConfig)
+    kinds = (StreamConfig, SamplingConfig, WordsConfig, ConstrainConfig, SearchConfig)
     known = {key.name: kind for kind in kinds for key in fields(kind)}
     if unknown := options.keys() - known.keys():
         raise ValueError(f"unknown option {sorted(unknown)[0]!r}; known are {', '.join(sorted(known))}")
@@ -65,10 +68,13 @@ def generate(
         return kind(**{name: value for name, value in options.items() if known[name] is kind})
 
     how, search = (chosen(StreamConfig), chosen(SamplingConfig), chosen(WordsConfig)), chosen(SearchConfig)
+    form = chosen(ConstrainConfig)
+    form.check(how[0].stop)
     ids = _ids(tokenizer, prompt, chat)
+    kept = constraint(form, tokenizer, how[2], ids)
     if not search.streams:
-        return find(model, tokenizer, ids, *how, search)
-    return Timed(events(model, tokenizer, ids, *how), len(ids)).whole()
+        return find(model, tokenizer, ids, *how, search, kept)
+    return Timed(events(model, tokenizer, ids, *how, kept), len(ids)).whole()
 
 
 def _ids(tokenizer: Tokenizer, prompt: str, chat: bool) -> list[int]:
@@ -109,9 +115,10 @@ def run(settings: GenerateConfig) -> Reply:
     model, tokenizer = checkpoint.load(settings.model)
     how = (settings.stream, settings.sampling, settings.words)
     ids = _ids(tokenizer, prompt, settings.chat)
+    kept = constraint(settings.constrain, tokenizer, settings.words, ids)
     before = "" if settings.chat else prompt  # written with the first token, so that nothing is when there is none
     if settings.search.streams:
-        timed = Timed(events(model, tokenizer, ids, *how), len(ids))
+        timed = Timed(events(model, tokenizer, ids, *how, kept), len(ids))
         try:
             for event in timed:
                 if not settings.json:
@@ -122,7 +129,7 @@ def run(settings: GenerateConfig) -> Reply:
             raise
         reply = timed.reply()
     else:
-        reply = find(model, tokenizer, ids, *how, settings.search)
+        reply = find(model, tokenizer, ids, *how, settings.search, kept)
         if not settings.json:
             print(before + reply.text, end="")
     if settings.json:
@@ -132,7 +139,9 @@ def run(settings: GenerateConfig) -> Reply:
             "depth": model.config.at_depth(settings.stream.depth),
         }
         rate = {"tokens_per_second": reply.tokens_per_second}
-        made = {name: config.to_json(getattr(settings, name)) for name in ("sampling", "words", "search")}
+        made = {
+            name: config.to_json(getattr(settings, name)) for name in ("sampling", "words", "constrain", "search")
+        }
         print(json.dumps(known | asdict(reply) | rate | made))
     else:
         print(flush=True)

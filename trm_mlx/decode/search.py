@@ -14,6 +14,7 @@ import numpy as np
 
 from trm_mlx import fused
 from trm_mlx.decode import beam
+from trm_mlx.decode.constrain import Constraint
 from trm_mlx.decode.sampling import SamplingConfig
 from trm_mlx.decode.stream import PREFILL, Reply, StreamConfig, Timed, events
 from trm_mlx.decode.words import WordsConfig
@@ -70,11 +71,12 @@ def find(
     sampling: SamplingConfig,
     words: WordsConfig,
     search: SearchConfig,
+    constraint: Constraint | None = None,
 ) -> Reply:
     """The best text; its `score` is a beam's, or the mean log-probability.
 
     Args:
-        prompt, settings, sampling, words: as of `stream.events`.
+        prompt, settings, sampling, words, constraint: as of `stream.events`.
         search: beams, or how many texts to draw.
 
     Raises:
@@ -84,7 +86,7 @@ def find(
     start = time.perf_counter()
     if search.beams:
         penalty = search.length_penalty
-        best = beam.search(model, tokenizer, prompt, settings, search.beams, penalty, words)[0]
+        best = beam.search(model, tokenizer, prompt, settings, search.beams, penalty, words, constraint)[0]
         text, reason, score = (
             beam.spoken(best.tokens, tokenizer, settings.stop)[0],
             best.reason,
@@ -92,7 +94,7 @@ def find(
         )
     else:
         drawn = [
-            Timed(events(model, tokenizer, prompt, settings, each, words), len(prompt)).whole()
+            Timed(events(model, tokenizer, prompt, settings, each, words, constraint), len(prompt)).whole()
             for each in seeds(sampling, search.best_of)
         ]  # each as if drawn alone
         means = [mean_log_probability(model, prompt, reply.tokens, settings.depth) for reply in drawn]

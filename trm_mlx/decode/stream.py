@@ -13,6 +13,7 @@ import numpy as np
 
 from trm_mlx import fused
 from trm_mlx.cache import Cache
+from trm_mlx.decode.constrain import Constraint
 from trm_mlx.decode.penalties import History
 from trm_mlx.decode.sampling import SamplingConfig, sample
 from trm_mlx.decode.words import NO_WORDS, Words, WordsConfig
@@ -45,8 +46,8 @@ class StreamConfig:
 class Event:
     """One token written, and the text it made certain; `reason` is set on the last one.
 
-    Reasons: "end" an end token was chosen, "stop" a stop text came, "length" max_tokens are written, "context"
-    the model has no more positions.
+    Reasons: "end" an end token was chosen, or the text is whole and no text of its form goes on, "stop" a stop text
+    came, "length" max_tokens are written, "context" the model has no more positions.
     """
 
     token: int
@@ -61,6 +62,7 @@ def events(
     settings: StreamConfig,
     sampling: SamplingConfig,
     words: WordsConfig = NO_WORDS,
+    constraint: Constraint | None = None,
 ) -> Iterator[Event]:
     """Write on from a prompt.
 
@@ -69,29 +71,38 @@ def events(
         settings: when to stop, and the depth.
         sampling: how each token is chosen; the draw of the n-th token is number n, from 0.
         words: what is favoured, and what the prompt with what is written on must not come to hold.
+        constraint: the form of what is written, for the same words and prompt.
 
     Raises:
         ValueError: the prompt is empty or fills the context, the depth is above the model's, the logits
-            are not numbers, or a word to favour is not one token.
+            are not numbers, a word to favour is not one token, or no text of the form fits.
     """
     cache, ids = opened(model, prompt, settings.depth), prompt
     steered = Words(words, tokenizer)
     history = History(tokenizer.vocabulary, prompt) if sampling.remembers else None
     tail = steered.tail(prompt)
+    room = min(settings.max_tokens, model.config.context - len(prompt))
+    if constraint is not None:
+        state = constraint.start
+        constraint.check(room)
     ends, decoder, scanner = (tokenizer.eos, tokenizer.end), tokenizer.stream(), Scanner(settings.stop)
     for step in range(settings.max_tokens):
         logits = scores(model, ids, cache)
-        token = sample(logits, sampling, step, history or (), steered.bias, steered.banned(tail))
+        allowed = constraint.allowed(state, room - step) if constraint is not None else None
+        token = sample(logits, sampling, step, history or (), steered.bias, steered.banned(tail), allowed)
         if token in ends:
             yield Event(token, scanner.push(decoder.finish()) + scanner.finish(), "end")
             return
         if history is not None:
             history.add(token)
         tail = steered.grown(tail, token)
+        state = constraint.grown(state, token) if constraint is not None else 0
         text = scanner.push(decoder.push(token))
         reason: Reason | None = None
         if scanner.found:
             reason = "stop"
+        elif constraint is not None and constraint.over(state):
+            reason = "end"
         elif step + 1 == settings.max_tokens:
             reason = "length"
         elif cache.length + 1 == model.config.context:
