@@ -183,7 +183,7 @@ class Constraint:
         return distances(steps[:, 0], steps[:, 1], self.automaton.final)
 
     def _row(self, state: int) -> tuple[np.ndarray, np.ndarray, int]:
-        """The state after each token, (V,), dead for control tokens; the bytes it is from whole; the most, if not FAR.
+        """(V,) the state after each token, dead for control tokens; its bytes to a whole text; the most but for FAR.
 
         Each byte is a token too, so a text that needs at most so many bytes fits into so many tokens.
         """

@@ -2,7 +2,7 @@
 
 What cannot be kept is refused, never ignored. The expression may match less than the schema accepts: it is spaced as
 by Python's `json.dumps`, its keys come in the order of `properties`, no others are added to them, a number has no
-exponent, and of what nests in itself or is of any kind only a few levels are written. None is the expression that matches nothing.
+exponent, and of what nests in itself or is of any kind a few levels are written. None is what matches nothing.
 """
 
 import json
@@ -27,20 +27,8 @@ KEYWORDS = {
     "null": (),
 }
 ALONE = ("$ref", "anyOf", "oneOf", "enum", "const")
-REMARKS = (
-    "$schema",
-    "$id",
-    "$anchor",
-    "$comment",
-    "$defs",
-    "definitions",
-    "title",
-    "description",
-    "default",
-    "examples",
-)
-REMARKS += ("deprecated", "readOnly", "writeOnly")
-KINDS = {  # of the keywords' values; bool is no number here
+REMARKS = ("$schema", "$id", "$comment", "$defs", "definitions", "title", "description", "default", "examples")
+KINDS = {  # of the keywords' values
     **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems"), (int,)),
     **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), (int, float)),
     **dict.fromkeys(("pattern", "format", "$ref"), (str,)),
@@ -130,7 +118,7 @@ class _Translator:
         for key, value in schema.items():
             kinds = KINDS.get(key)
             if kinds and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
-                raise ValueError(f"json_schema at {place} has a {key} of the wrong type, {json.dumps(value)[:40]}")
+                raise ValueError(f"json_schema at {place} has a {key} of the wrong kind, {json.dumps(value)[:40]}")
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"json_schema at {place} must have a finite {key}, got {value}")
         if any(not isinstance(each, str) for key in ("required", "type") for each in schema.get(key, ())):
