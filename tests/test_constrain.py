@@ -303,3 +303,13 @@ def test_a_process_refuses_what_cannot_be_in_one_line(folder, command):
     done = command("trm_mlx.generate", "--model", folder, "--prompt", "a", "--regex", "[0-9]{30}", "--max-tokens", 10)
     assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
     assert b"the shortest text of that form takes 30 tokens, and 10 may be written" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_benchmark_prints_what_each_form_costs(folder, capsys):
+    import constrain
+
+    constrain.main(["--model", str(folder), "--turns", "1", "--max-tokens", "160"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["choices", "regex", "schema"]
+    assert all(re.search(r"ms_per_token  free .*x  by itself \d+ .* us_per_token", line) for line in lines)

@@ -98,7 +98,7 @@ def test_a_stop_text_cuts_the_text(loaded):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_token": 3}, "unknown option 'max_token'; known are ban, beams, best_of, bias, depth"),
+        ({"max_token": 3}, "unknown option 'max_token'; known are ban, beams, best_of, bias, choices, depth"),
         ({"seed": 2**64}, "seed must be at least 0 and below"),
         ({"stop": "END"}, "stop must be a tuple of texts"),
         ({"depth": 3}, "depth must be 1 to 2"),

@@ -2,11 +2,13 @@
 
 import json
 import random
+import re
 from typing import Any
 
 import jsonschema
 import numpy as np
 import pytest
+from test_automaton import random_pattern
 
 from trm_mlx.decode import schema as schemas
 from trm_mlx.decode.automaton import Automaton, automaton
@@ -100,6 +102,22 @@ def test_whatever_is_written_is_what_a_validator_accepts(seed):
     for _ in range(40):
         text = drawn(found, draw)
         validator.validate(json.loads(text))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_pattern_is_found_in_the_text_that_json_stands_for(seed):
+    draw = random.Random(seed)
+    extra = draw.choice(['"+', r"\\{2}", "\n*\t", "\n", r"\v?", '(?i:\\n"k)', r'[^a]"', "/"])
+    pattern = (
+        "^" * draw.randrange(2)
+        + f"(?:{random_pattern(draw)})"
+        + extra
+        + random_pattern(draw, 1)
+        + "$" * draw.randrange(2)
+    )
+    found = automaton(expression({"type": "string", "pattern": pattern}))
+    for _ in range(40):
+        assert re.search(pattern, json.loads(drawn(found, draw))), pattern
 
 
 @pytest.mark.parametrize("seed", range(10))

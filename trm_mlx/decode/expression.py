@@ -4,6 +4,7 @@ The two differ in what `\\w`, `\\d` and `\\s` take of Unicode. Here these are AS
 `[^\\s]` are what both leave.
 """
 
+import json
 import re
 import warnings
 
@@ -17,7 +18,7 @@ TAKEN = {r"\d": "0-9", r"\w": "A-Za-z0-9_", r"\s": r" \t\n\r\f\v", r"\S": r"[\S&
 LEFT_OUT = {r"\s": r"\s\x1c-\x1f", r"\W": r"\W\x{80}-\x{10FFFF}"}
 SAFE = r'[^"\\\x00-\x1f]'  # characters that JSON strings hold as they are
 CHARACTER = rf'(?:{SAFE}|\\["\\bfnrt])'
-IN_JSON = {'"': r"\\\"", r"\"": r"\\\"", r"\\": r"\\\\", r"\n": r"\\n", r"\r": r"\\r", r"\t": r"\\t", r"\f": r"\\f"}
+ESCAPES = {r"\a": "\a", r"\f": "\f", r"\n": "\n", r"\r": "\r", r"\t": "\t", r"\v": "\v"}
 
 
 def literal(text: str) -> str:
@@ -98,10 +99,11 @@ def _portable(atom: str) -> str:
 
 
 def _quoted(atom: str) -> str:
-    if atom in IN_JSON:
-        return IN_JSON[atom]
     if atom == ".":
         return SAFE
     if atom[0] == "[" or (atom[0] == "\\" and atom[1] in "dDwWsSxuU"):
         return f"[{_portable(atom)}&&{SAFE}]"
+    character = ESCAPES.get(atom, atom[-1])
+    if character in '"\\' or character < " ":  # as JSON spells it, in small letters even after (?i)
+        return f"(?-i:{literal(json.dumps(character)[1:-1])})"
     return atom
