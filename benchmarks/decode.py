@@ -59,8 +59,8 @@ class Served:
     def __init__(self, name: str) -> None:
         environment = dict(os.environ) | ({"TRM_MLX_BLAS": "none"} if name == "mlx-lm as installed" else {})
         command = [sys.executable, str(Path(__file__).with_name("decoders.py")), name]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen(command, env=environment, **pipes)
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True)
         self.tasks = json.loads(self._line())
 
     def _line(self) -> str:
@@ -85,7 +85,7 @@ class Served:
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     """Median, and lower and upper quartile."""
     if len(values) == 1:
-        return (values[0],) * 3
+        return values[0], values[0], values[0]
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return middle, low, high
 

@@ -14,10 +14,14 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:  # which imports MLX
+    from trm_mlx.decode.folded import Weights
 
 WIDTH, HEADS, KV_HEADS, HEAD, BLOCKS, HIDDEN, VOCABULARY, CONTEXT = 256, 4, 2, 64, 8, 512, 4096, 4608
 PROMPT, NEW, LONG, ROWS, SHORT = 128, 64, 512, 64, 32  # tokens, tokens, tokens, texts, tokens
@@ -96,21 +100,20 @@ class Numpy:
         found = [self.step(token, place) for place, token in enumerate(drawn(20))][-1]
         assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max(), "NumPy's step must agree with ours"
 
-    def block(self, x: np.ndarray, w: Sequence[np.ndarray], kept: np.ndarray, place: int) -> np.ndarray:
-        qkv, gain, out, attention_scale, up, down, feed_forward_scale, _ = w
-        z = (rms(x) @ qkv).reshape(-1, HEAD)
+    def block(self, x: np.ndarray, w: "Weights", kept: np.ndarray, place: int) -> np.ndarray:
+        z = (rms(x) @ w.qkv).reshape(-1, HEAD)
         q = z[: HEADS + KV_HEADS]
-        q = q / np.sqrt((q * q).mean(1, keepdims=True) + np.float32(1e-5)) * gain.reshape(-1, HEAD)
+        q = q / np.sqrt((q * q).mean(1, keepdims=True) + np.float32(1e-5)) * w.gain.reshape(-1, HEAD)
         low, high, cosine, sine = q[:, : HEAD // 2], q[:, HEAD // 2 :], self.cosines[place], self.sines[place]
         q = np.concatenate([low * cosine - high * sine, high * cosine + low * sine], axis=1)
         kept[:KV_HEADS, place], kept[KV_HEADS:, place] = q[HEADS:], z[HEADS + KV_HEADS :]
         scores = q[:HEADS].reshape(KV_HEADS, -1, HEAD) @ kept[:KV_HEADS, : place + 1].swapaxes(1, 2)
         e = np.exp(scores - scores.max(-1, keepdims=True))
         mean = (e @ kept[KV_HEADS:, : place + 1]) / e.sum(-1, keepdims=True)
-        x = x + (mean.reshape(-1) @ out) * attention_scale
-        h = np.maximum(rms(x) @ up, 0)
+        x = x + (mean.reshape(-1) @ w.out) * w.attention_scale
+        h = np.maximum(rms(x) @ w.up, 0)
         h *= h
-        return x + (h @ down) * feed_forward_scale
+        return x + (h @ w.down) * w.feed_forward_scale
 
     def step(self, token: int, place: int) -> np.ndarray:
         h, slot = rms(self.embedding[token]), 0
@@ -151,7 +154,7 @@ class MlxLm:
         # isort: split
         import mlx.core as mx
         from mlx.utils import tree_map
-        from mlx_lm.models.llama import Model, ModelArgs
+        from mlx_lm.models.llama import Model, ModelArgs  # ty: ignore[import-not-found]
 
         args = ModelArgs(
             model_type="llama", hidden_size=WIDTH, num_hidden_layers=BLOCKS, intermediate_size=HIDDEN,
@@ -164,7 +167,7 @@ class MlxLm:
 
     def decode(self) -> Work:
         import mlx.core as mx
-        from mlx_lm.generate import generate_step
+        from mlx_lm.generate import generate_step  # ty: ignore[import-not-found]
 
         steps = generate_step(mx.array(drawn(PROMPT)), self.model, max_tokens=NEW + 2)
         next(steps)
@@ -172,12 +175,12 @@ class MlxLm:
 
     def prefill(self) -> Work:
         import mlx.core as mx
-        from mlx_lm.generate import generate_step
+        from mlx_lm.generate import generate_step  # ty: ignore[import-not-found]
 
         return lambda: next(generate_step(mx.array(drawn(LONG)), self.model, max_tokens=1))
 
     def batch(self) -> Work:
-        from mlx_lm.generate import BatchGenerator
+        from mlx_lm.generate import BatchGenerator  # ty: ignore[import-not-found]
 
         def work() -> None:
             batch = BatchGenerator(
@@ -196,7 +199,7 @@ class LlamaCpp:
     """llama.cpp through llama-cpp-python, float32, on a llama written as GGUF."""
 
     def __init__(self) -> None:
-        import llama_cpp
+        import llama_cpp  # ty: ignore[import-not-found]
 
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "random.gguf"
@@ -225,7 +228,7 @@ class LlamaCpp:
 
 def write_gguf(file: Path) -> None:
     """A llama with random float32 weights and no tokenizer."""
-    import gguf
+    import gguf  # ty: ignore[import-not-found]
 
     random, writer = np.random.default_rng(0), gguf.GGUFWriter(str(file), "llama")
     writer.add_context_length(CONTEXT)

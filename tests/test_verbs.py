@@ -164,6 +164,7 @@ def test_doctor_names_what_is_missing_with_its_cure(monkeypatch):
         "matplotlib (optional)",
         "datasets (optional)",
         "coremltools (optional)",
+        "outlines_core (optional)",
     ]
     assert doctor.backend.cure() in found.missing[0]
     assert 'pip install -e ".[hub]"' in found.missing[3]

@@ -261,7 +261,7 @@ class Parser(argparse.ArgumentParser):
 def from_text(key: Key, raw: Any) -> Any:
     """What a flag was given (text, texts or a bool) as the key's kind; `none` is None if allowed, but for texts."""
     inner, optional = without_none(key.kind)
-    if optional and raw in ("none", ["none"]) and inner is not str:
+    if optional and raw in ("none", ["none"]) and str not in (inner, *get_args(inner)):
         return None
     if isinstance(raw, list):
         item = replace(key, kind=get_args(inner)[0])

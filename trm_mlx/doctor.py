@@ -16,7 +16,7 @@ import mlx.core as mx
 from trm_mlx import __version__, backend, config, fused, machine
 
 SLOW = 10.0  # GFLOP/s on one core; a reference BLAS reaches 1 to 5, a real one 20 to 100
-EXTRAS = {"plot": "matplotlib", "hub": "datasets", "convert": "coremltools"}
+EXTRAS = {"plot": "matplotlib", "hub": "datasets", "convert": "coremltools", "constrain": "outlines_core"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 from trm_mlx import PRETRAINED, config
 from trm_mlx.cache import CacheConfig
+from trm_mlx.decode.constrain import ConstrainConfig, constraint
 from trm_mlx.decode.sampling import SamplingConfig
 from trm_mlx.decode.search import SearchConfig, find
 from trm_mlx.decode.stream import Reply, StreamConfig, Timed, events
@@ -35,11 +36,13 @@ class GenerateConfig:
     stream: StreamConfig = field(default_factory=StreamConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     words: WordsConfig = field(default_factory=WordsConfig)
+    constrain: ConstrainConfig = field(default_factory=ConstrainConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
 
     def __post_init__(self) -> None:
         self.search.check(self.sampling)
+        self.constrain.check(self.stream.stop)
         if self.prompt is not None and self.prompt_file is not None:
             raise ValueError("give --prompt or --prompt-file, not both")
 
@@ -52,13 +55,13 @@ def generate(
     Args:
         prompt: how it begins; may be empty.
         chat: the prompt is a user's message, to be replied to; for models trained on such.
-        options: fields of `StreamConfig`, `SamplingConfig`, `WordsConfig`, `SearchConfig` and `CacheConfig`:
-            max_tokens, depth, stop, temperature, top_k, ban, beams, cache_window, ...
+        options: fields of `StreamConfig`, `SamplingConfig`, `WordsConfig`, `ConstrainConfig`, `SearchConfig` and
+            `CacheConfig`: max_tokens, depth, stop, temperature, top_k, ban, choices, beams, cache_window, ...
 
     Raises:
         ValueError: the prompt fills the context, or an option is unknown, out of its range or at odds with another.
     """
-    kinds = (StreamConfig, SamplingConfig, WordsConfig, SearchConfig, CacheConfig)
+    kinds = (StreamConfig, SamplingConfig, WordsConfig, ConstrainConfig, SearchConfig, CacheConfig)
     known = {key.name: kind for kind in kinds for key in fields(kind)}
     if unknown := options.keys() - known.keys():
         raise ValueError(f"unknown option {sorted(unknown)[0]!r}; known are {', '.join(sorted(known))}")
@@ -68,10 +71,13 @@ def generate(
 
     how, search = (chosen(StreamConfig), chosen(SamplingConfig), chosen(WordsConfig)), chosen(SearchConfig)
     kind = chosen(CacheConfig)
+    form = chosen(ConstrainConfig)
+    form.check(how[0].stop)
     ids = _ids(tokenizer, prompt, chat)
+    kept = constraint(form, tokenizer, how[2], ids)
     if not search.streams:
-        return find(model, tokenizer, ids, *how, search, kind)
-    return Timed(events(model, tokenizer, ids, *how, kind), len(ids)).whole()
+        return find(model, tokenizer, ids, *how, search, kind, kept)
+    return Timed(events(model, tokenizer, ids, *how, kind, kept), len(ids)).whole()
 
 
 def _ids(tokenizer: Tokenizer, prompt: str, chat: bool) -> list[int]:
@@ -112,9 +118,10 @@ def run(settings: GenerateConfig) -> Reply:
     model, tokenizer = checkpoint.load(settings.model)
     how = (settings.stream, settings.sampling, settings.words)
     ids = _ids(tokenizer, prompt, settings.chat)
+    kept = constraint(settings.constrain, tokenizer, settings.words, ids)
     before = "" if settings.chat else prompt  # written with the first token, so that nothing is when there is none
     if settings.search.streams:
-        timed = Timed(events(model, tokenizer, ids, *how, settings.cache), len(ids))
+        timed = Timed(events(model, tokenizer, ids, *how, settings.cache, kept), len(ids))
         try:
             for event in timed:
                 if not settings.json:
@@ -125,7 +132,7 @@ def run(settings: GenerateConfig) -> Reply:
             raise
         reply = timed.reply()
     else:
-        reply = find(model, tokenizer, ids, *how, settings.search, settings.cache)
+        reply = find(model, tokenizer, ids, *how, settings.search, settings.cache, kept)
         if not settings.json:
             print(before + reply.text, end="")
     if settings.json:
@@ -135,7 +142,8 @@ def run(settings: GenerateConfig) -> Reply:
             "depth": model.config.at_depth(settings.stream.depth),
         }
         rate = {"tokens_per_second": reply.tokens_per_second}
-        made = {name: config.to_json(getattr(settings, name)) for name in ("sampling", "words", "search", "cache")}
+        names = ("sampling", "words", "constrain", "search", "cache")
+        made = {name: config.to_json(getattr(settings, name)) for name in names}
         print(json.dumps(known | asdict(reply) | rate | made))
     else:
         print(flush=True)

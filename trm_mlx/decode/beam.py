@@ -18,6 +18,7 @@ import mlx.core as mx
 import numpy as np
 
 from trm_mlx.cache import EVERYTHING, CacheConfig
+from trm_mlx.decode.constrain import Constraint
 from trm_mlx.decode.sampling import doubles, rank
 from trm_mlx.decode.step import StepModel
 from trm_mlx.decode.stream import Reason, Scanner, StreamConfig, opened
@@ -33,6 +34,7 @@ class Text:
     tokens: tuple[int, ...] = ()
     log_probability: float = 0.0
     tail: bytes = b""
+    state: int = 0
     reason: Reason | None = None
 
 
@@ -55,6 +57,7 @@ def search(
     penalty: float,
     words: WordsConfig = NO_WORDS,
     kind: CacheConfig = EVERYTHING,
+    constraint: Constraint | None = None,
 ) -> list[Text]:
     """The texts found, best score first; of equal ones the one that ended first.
 
@@ -65,6 +68,7 @@ def search(
         penalty: a, at least 0; with 0 the score is the log-probability itself, more favours longer texts.
         kind: what is kept of the texts.
         words: biases change the probabilities; a banned text has none, and its share goes to no other.
+        constraint: likewise, a text that is not of this form has no probability.
 
     Raises:
         ValueError: as `stream.events`; also when what is banned leaves no text.
@@ -72,14 +76,19 @@ def search(
     reader = opened(model, prompt, settings.depth, kind)
     steered = Words(words, tokenizer)
     longest = min(settings.max_tokens, model.config.context - len(prompt))
+    if constraint is not None:
+        constraint.check(longest)
     live, ended = [Text(tail=steered.tail(prompt))], []
     logits = np.array(reader.append(prompt))  # (W, V), W = 1 as yet
     while live and len(ended) < width:
         continued, parents = [], []
-        for text, parent, token, total in _likeliest(live, logits, steered, width - len(ended)):
+        for text, parent, token, total in _likeliest(live, logits, steered, constraint, longest, width - len(ended)):
             tokens = (*text.tokens, token)
+            state = constraint.grown(text.state, token) if constraint is not None else 0
             reason = _reason(tokens, tokenizer, settings.stop, longest, settings.max_tokens)
-            new = Text(tokens, total, steered.grown(text.tail, token), reason)
+            if constraint is not None and constraint.over(state):
+                reason = "end"
+            new = Text(tokens, total, steered.grown(text.tail, token), state, reason)
             if reason:
                 ended.append(new)
             else:
@@ -107,7 +116,9 @@ def settled(live: list[Text], ended: list[Text], longest: int, penalty: float) -
     return max(score(text, penalty) for text in ended) >= most
 
 
-def _likeliest(live: list[Text], logits: np.ndarray, words: Words, places: int) -> list[tuple[Text, int, int, float]]:
+def _likeliest(
+    live: list[Text], logits: np.ndarray, words: Words, constraint: Constraint | None, longest: int, places: int
+) -> list[tuple[Text, int, int, float]]:
     """(text, its row, next token, log-probability with it) of the likeliest continuations, best first."""
     totals = np.stack([doubles(row) for row in logits])  # (W, V)
     for token, amount in words.bias.items():
@@ -115,6 +126,8 @@ def _likeliest(live: list[Text], logits: np.ndarray, words: Words, places: int) 
     totals = logarithms(totals) + np.array([[text.log_probability] for text in live])
     for text, row in zip(live, totals, strict=True):
         row[words.banned(text.tail)] = -np.inf
+        if constraint is not None:
+            row[~constraint.allowed(text.state, longest - len(text.tokens))] = -np.inf
     flat, V = totals.ravel(), logits.shape[1]
     order = [int(each) for each in rank(flat, places) if flat[each] > -np.inf]
     if not order:

@@ -10,7 +10,7 @@ Same bits of logits, settings, seed and step: the same token, bit for bit, as th
 
 The steps, in their order; one that is off leaves every bit as it was:
 
-1. NaN and +inf are refused.          2. bias is added.             3. banned ids get -inf.
+1. NaN and +inf are refused.          2. bias is added.             3. ids banned or not allowed get -inf.
 4. repetition penalty.                5. presence and frequency.    6. temperature 0: the first maximum, no draw.
 7. order, and the first top_k of it.  8. weight = e^((l - l_0) / temperature), l_0 the first logit in order.
 9. typical_p.                         10. top_p.                    11. min_p, against the first weight left.
@@ -143,8 +143,13 @@ def doubles(logits: np.ndarray) -> np.ndarray:
     return values
 
 
-def steer(logits: np.ndarray, bias: Mapping[int, float], banned: Sequence[int] | np.ndarray) -> None:
-    """Add each bias to the logit of its id, then give banned ids -inf, in place.
+def steer(
+    logits: np.ndarray,
+    bias: Mapping[int, float],
+    banned: Sequence[int] | np.ndarray,
+    allowed: np.ndarray | None = None,
+) -> None:
+    """Add each bias to the logit of its id, then give ids that are banned or not allowed -inf, in place.
 
     Raises:
         ValueError: an id lies outside V, or no token is left.
@@ -154,7 +159,9 @@ def steer(logits: np.ndarray, bias: Mapping[int, float], banned: Sequence[int] |
         raise ValueError(f"bias and banned must hold ids from 0 to {logits.size - 1}, got {ids.min()} to {ids.max()}")
     logits[ids[: len(bias)]] += [*bias.values()]
     logits[ids[len(bias) :]] = -math.inf
-    if ids.size > len(bias) and logits.max() == -math.inf:
+    if allowed is not None:
+        np.copyto(logits, -math.inf, where=~allowed)
+    if (ids.size > len(bias) or allowed is not None) and logits.max() == -math.inf:
         raise ValueError("logits must allow at least one token that is not banned, got -inf at all of them")
 
 
@@ -165,6 +172,7 @@ def sample(
     history: Collection[int] = (),
     bias: Mapping[int, float] = NO_BIAS,
     banned: Sequence[int] | np.ndarray = (),
+    allowed: np.ndarray | None = None,
 ) -> int:
     """The next token.
 
@@ -175,6 +183,7 @@ def sample(
             adds to costs the same at every step; any other collection is read whole each time.
         bias: what to add to the logit of an id.
         banned: ids that must not be taken.
+        allowed: (V,) bool, the ids that may be taken; None for all.
 
     Returns:
         An id below V. Greedy with every token forbidden gives 0, as the specification does.
@@ -189,8 +198,8 @@ def sample(
         raise ValueError(f"step must be at least 0, got {step}")
     with np.errstate(all="ignore"):  # overflow to -inf is meant: a tiny temperature leaves one token
         values = doubles(logits)
-        if bias or len(banned):
-            steer(values, bias, banned)
+        if bias or len(banned) or allowed is not None:
+            steer(values, bias, banned, allowed)
         if settings.remembers:
             penalties = (settings.repetition_penalty, settings.presence_penalty, settings.frequency_penalty)
             penalize(values, history, *penalties)

@@ -15,6 +15,7 @@ import numpy as np
 from trm_mlx import fused
 from trm_mlx.cache import EVERYTHING, CacheConfig
 from trm_mlx.decode import beam
+from trm_mlx.decode.constrain import Constraint
 from trm_mlx.decode.sampling import SamplingConfig
 from trm_mlx.decode.step import PREFILL
 from trm_mlx.decode.stream import Reply, StreamConfig, Timed, events
@@ -73,11 +74,12 @@ def find(
     words: WordsConfig,
     search: SearchConfig,
     kind: CacheConfig = EVERYTHING,
+    constraint: Constraint | None = None,
 ) -> Reply:
     """The best text; its `score` is a beam's, or the mean log-probability.
 
     Args:
-        prompt, settings, sampling, words, kind: as of `stream.events`.
+        prompt, settings, sampling, words, kind, constraint: as of `stream.events`.
         search: beams, or how many texts to draw.
 
     Raises:
@@ -87,7 +89,7 @@ def find(
     start = time.perf_counter()
     if search.beams:
         penalty = search.length_penalty
-        best = beam.search(model, tokenizer, prompt, settings, search.beams, penalty, words, kind)[0]
+        best = beam.search(model, tokenizer, prompt, settings, search.beams, penalty, words, kind, constraint)[0]
         text, reason, score = (
             beam.spoken(best.tokens, tokenizer, settings.stop)[0],
             best.reason,
@@ -95,7 +97,7 @@ def find(
         )
     else:
         drawn = [
-            Timed(events(model, tokenizer, prompt, settings, each, words, kind), len(prompt)).whole()
+            Timed(events(model, tokenizer, prompt, settings, each, words, kind, constraint), len(prompt)).whole()
             for each in seeds(sampling, search.best_of)
         ]  # each as if drawn alone
         means = [mean_log_probability(model, prompt, reply.tokens, settings.depth) for reply in drawn]

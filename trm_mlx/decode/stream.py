@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from trm_mlx.cache import EVERYTHING, CacheConfig
+from trm_mlx.decode.constrain import Constraint
 from trm_mlx.decode.penalties import History
 from trm_mlx.decode.sampling import SamplingConfig, doubles, sample
 from trm_mlx.decode.step import StepModel
@@ -44,8 +45,8 @@ class StreamConfig:
 class Event:
     """One token written, and the text it made certain; `reason` is set on the last one.
 
-    Reasons: "end" an end token was chosen, "stop" a stop text came, "length" max_tokens are written, "context"
-    the model has no more positions.
+    Reasons: "end" an end token was chosen, or the text is whole and no text of its form goes on, "stop" a stop text
+    came, "length" max_tokens are written, "context" the model has no more positions.
     """
 
     token: int
@@ -61,6 +62,7 @@ def events(
     sampling: SamplingConfig,
     words: WordsConfig = NO_WORDS,
     kind: CacheConfig = EVERYTHING,
+    constraint: Constraint | None = None,
 ) -> Iterator[Event]:
     """Write on from a prompt.
 
@@ -70,17 +72,19 @@ def events(
         sampling: how each token is chosen; the draw of the n-th token is number n, from 0.
         words: what is favoured, and what the prompt with what is written on must not come to hold.
         kind: what is kept of the text.
+        constraint: the form of what is written, for the same words and prompt.
 
     Raises:
         ValueError: the prompt is empty or fills the context, the depth is above the model's, the logits
-            are not numbers, or a word to favour is not one token.
+            are not numbers, a word to favour is not one token, or no text of the form fits.
     """
     text = opened(model, prompt, settings.depth, kind)
     steered = Words(words, tokenizer)
     ends, decoder, scanner = (tokenizer.eos, tokenizer.end), tokenizer.stream(), Scanner(settings.stop)
-    room = model.config.context - len(prompt)
-    most = min(settings.max_tokens, room)
-    for count, token in enumerate(picks(text, prompt, most, sampling, steered), 1):
+    most = min(settings.max_tokens, model.config.context - len(prompt))
+    if constraint is not None:
+        constraint.check(most)
+    for count, (token, over) in enumerate(picks(text, prompt, most, sampling, steered, constraint), 1):
         if token in ends:
             yield Event(token, scanner.push(decoder.finish()) + scanner.finish(), "end")
             return
@@ -88,6 +92,8 @@ def events(
         reason: Reason | None = None
         if scanner.found:
             reason = "stop"
+        elif over:
+            reason = "end"
         elif count == most:
             reason = "length" if count == settings.max_tokens else "context"
         if reason:
@@ -98,18 +104,31 @@ def events(
 
 
 def picks(
-    text: StepModel, prompt: Sequence[int], most: int, sampling: SamplingConfig, steered: Words
-) -> Iterator[int]:
-    """At most so many tokens that go on from a prompt, chosen one by one; ends of text are tokens as any."""
-    if sampling.temperature == 0 and not sampling.remembers and not steered.steers and not text.folded:
-        yield from greedy(text, prompt, most)
+    text: StepModel,
+    prompt: Sequence[int],
+    most: int,
+    sampling: SamplingConfig,
+    steered: Words,
+    constraint: Constraint | None,
+) -> Iterator[tuple[int, bool]]:
+    """At most so many tokens that go on from a prompt, and whether the constraint lets nothing follow them.
+
+    Ends of text are tokens as any.
+    """
+    plain = constraint is None and not sampling.remembers and not steered.steers
+    if sampling.temperature == 0 and plain and not text.folded:
+        yield from ((token, False) for token in greedy(text, prompt, most))
         return
     history = History(text.model.config.vocabulary, prompt) if sampling.remembers else None
-    ids, tail = prompt, steered.tail(prompt)
+    ids, tail, state, allowed = prompt, steered.tail(prompt), 0 if constraint is None else constraint.start, None
     for step in range(most):
         logits = text.scores(ids)
-        token = sample(logits, sampling, step, history or (), steered.bias, steered.banned(tail))
-        yield token
+        if constraint is not None:
+            allowed = constraint.allowed(state, most - step)
+        token = sample(logits, sampling, step, history or (), steered.bias, steered.banned(tail), allowed)
+        if constraint is not None:
+            state = constraint.grown(state, token)
+        yield token, constraint is not None and constraint.over(state)
         if history is not None:
             history.add(token)
         ids, tail = [token], steered.grown(tail, token)
