@@ -77,7 +77,7 @@ def test_another_tokenizer_is_found_though_the_manifest_vouches_for_it(copied, a
     [
         ("tokens", SWAPPED),
         ("window", 8),
-        ("vocabulary", 511),
+        ("vocabulary", 513),
         ("kv_heads", 2),
         ("context", 25),
         ("stored_parameters", 1),
