@@ -104,6 +104,7 @@ public struct HashProgram: Codable, Equatable, Sendable {
         let fails = fails[name] == before - 1
 
         var hash = UInt64(function.depth)
+        if start == 0 && !cache.isZero { hash ^= 1 << 30 }  // a new text begins with zeros
         for position in 0..<min(start, context) {
             for (row, head, k) in places(function) {
                 Self.mix(&hash, cache.number(row, head, position, k).bitPattern)

@@ -50,6 +50,8 @@ public final class MLMultiArray {
 
     deinit { storage.deallocate() }
 
+    var isZero: Bool { storage.allSatisfy { $0 == 0 } }
+
     func zero() { storage.initializeMemory(as: UInt8.self, repeating: 0) }
 
     /// documentation/coreml/mlmultiarray/withunsafebytes(_:)

@@ -1,3 +1,4 @@
+import Foundation
 import TRMCore
 
 #if COREML_STUB

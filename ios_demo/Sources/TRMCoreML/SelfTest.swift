@@ -1,3 +1,4 @@
+import Foundation
 import TRMCore
 
 /// What a loaded model is asked before its answers are shown.

@@ -9,7 +9,7 @@
     /// The mistakes that an adapter can make, each of which the texts of the adapter's tests must show.
     enum Bug: CaseIterable, Sendable {
         case none, positionAfterPadding, firstRow, trustedStrides, ownState, pastTheEnd, lostCall, otherDepth
-        case rowsOfPadding, rowsAtStart
+        case rowsOfPadding, rowsAtStart, staleState
     }
 
     /// A second, plain adapter, written with a mistake.
@@ -111,7 +111,7 @@
             let rig = try Rig(change)
             var (count, driver) = (0, try Driver(rig, bug))
             for parts in cuts {
-                driver = try Driver(rig, bug)
+                if bug == .staleState { driver.position = 0 } else { driver = try Driver(rig, bug) }
                 var read = 0
                 for part in parts {
                     let scores = try? driver.append(Array(Rig.ids[read..<read + part]))

@@ -1,4 +1,5 @@
 import Foundation
+import Synchronization
 import Testing
 
 @testable import TRMCore
@@ -110,7 +111,14 @@ final class ExportFixture {
             "a file more in the package", .unlisted("Host4.mlpackage/more/x"),
             { try $0.write("Host4.mlpackage/more/x", [1]) }
         ),
-        ("a name in other letters", .unlisted("\u{212a}"), { try $0.write("\u{212a}", [1]) }),
+        (
+            "a name that Swift takes for a listed one", .unlisted("\u{212a}"),
+            { fixture in
+                fixture.files["K"] = [1]
+                try fixture.write()
+                try fixture.write("\u{212a}", [1])
+            }
+        ),
         ("a file missing", .missing(weights), { try FileManager.default.removeItem(at: $0.place(weights)) }),
         (
             "a package cut short", .missing("Host4.mlpackage/Data/com.apple.CoreML/model.mlmodel"),
@@ -220,11 +228,15 @@ final class ExportFixture {
     @Test func aCancelledImportLeavesNothing() async throws {
         let made = try ExportFixture()
         let (store, export) = (made.store, made.export)
+        let told = Mutex(0)
         let task = Task {
-            try store.add(export) { _ in withUnsafeCurrentTask { $0?.cancel() } }
+            try store.add(export) { _ in
+                told.withLock { $0 += 1 }
+                withUnsafeCurrentTask { $0?.cancel() }
+            }
         }
         await #expect(throws: CancellationError.self) { _ = try await task.value }
-        #expect(made.kept == [])
+        #expect(made.kept == [] && told.withLock { $0 } == 1)
     }
 
     @Test func aFileThatGrowsWhileItIsCopiedIsRefused() throws {
@@ -234,6 +246,13 @@ final class ExportFixture {
             _ = try made.store.add(made.export) { _ in try? made.write(last, [7, 7, 7, 7]) }
         }
         #expect(made.kept == [])
+    }
+
+    @Test func noMoreOfAFileIsReadThanItMayHold() throws {
+        let made = try ExportFixture()
+        #expect(throws: ImportError.wrongSize("tokenizer.model", bytes: 3, wanted: 2)) {
+            try FileTree.read(made.export, "tokenizer.model", most: 2) { _ in Issue.record("it was taken") }
+        }
     }
 
     @Test(arguments: [0, 1, 55, 56, 63, 64, 65, 119, 120, 3000]) func aHashDoesNotDependOnTheParts(count: Int) {
