@@ -168,3 +168,18 @@ private struct Reader {
         return code
     }
 }
+
+extension JSON: CustomStringConvertible {
+    /// Short, on one line, and with nothing in it that commands a terminal.
+    package var description: String {
+        switch self {
+        case .null: "null"
+        case .bool(let value): "\(value)"
+        case .integer(let value): "\(value)"
+        case .number(let value): "\(value)"
+        case .text(let value): String(value.prefix(60)).debugDescription
+        case .list: "a list"
+        case .table: "a table"
+        }
+    }
+}

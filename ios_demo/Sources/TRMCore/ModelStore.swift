@@ -50,7 +50,7 @@ public struct ModelStore: Sendable {
         let manifest = try Manifest(bytes)
         try Self.checkListing(manifest)
         try Self.compare(try FileTree(source, most: Self.mostFiles), with: manifest)
-        let id = ImportSHA256.hexadecimal(of: bytes)
+        let id = SHA256Hash.hexadecimal(of: bytes)
         if let present = try? model(id: id), (try? verify(present)) != nil { return present }
 
         let made = home.appendingPathComponent(Self.unfinished + UUID().uuidString, isDirectory: true)
@@ -93,7 +93,7 @@ public struct ModelStore: Sendable {
     public func verify(_ model: InstalledModel) throws {
         try Self.compare(try FileTree(model.export, most: Self.mostFiles), with: model.manifest)
         for file in model.manifest.files {
-            var hash = ImportSHA256()
+            var hash = SHA256Hash()
             try FileTree.read(model.export, file.path, most: file.bytes) { hash.update($0) }
             guard hash.hexadecimal() == file.sha256 else { throw ImportError.changed(file.path) }
         }
@@ -102,7 +102,7 @@ public struct ModelStore: Sendable {
     private func model(id: String) throws -> InstalledModel {
         let folder = home.appendingPathComponent(id, isDirectory: true)
         let bytes = try Self.manifestBytes(folder.appendingPathComponent("export"))
-        guard ImportSHA256.hexadecimal(of: bytes) == id else { throw ImportError.changed(Manifest.fileName) }
+        guard SHA256Hash.hexadecimal(of: bytes) == id else { throw ImportError.changed(Manifest.fileName) }
         return InstalledModel(id: id, folder: folder, manifest: try Manifest(bytes))
     }
 

@@ -1,3 +1,5 @@
+import TRMCore
+
 /// How a matrix was rounded to few bits; the last section of docs/model.md.
 struct Grid: Equatable {
     enum Method: String, CaseIterable { case affine, lut }

@@ -1,3 +1,5 @@
+import TRMCore
+
 /// The shape of a model: the table `model` of `config.json`.
 public struct ModelShape: Equatable, Sendable {
     public enum Position: String, CaseIterable, Sendable { case rope, alibi, learned, sinusoidal, none }

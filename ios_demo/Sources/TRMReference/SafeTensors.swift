@@ -1,4 +1,5 @@
 import Foundation
+import TRMCore
 
 /// Named tensors of a file that holds its own hash; nothing of it is believed before it is checked.
 ///

@@ -24,7 +24,7 @@
             }
             let records = files.keys.sorted().map { path in
                 let content = [UInt8](files[path] ?? Data())
-                let hash = ImportSHA256.hexadecimal(of: content)
+                let hash = SHA256Hash.hexadecimal(of: content)
                 return #"{"path": "\#(path)", "bytes": \#(content.count), "sha256": "\#(hash)"}"#
             }
             let manifest = Rig.text(rig.program, files: records.joined(separator: ", "))

@@ -36,7 +36,7 @@ final class ExportFixture {
         let records = files.keys.sorted().map { path in
             let bytes = files[path] ?? []
             let size = changed[path] ?? bytes.count
-            return #"{"path": "\#(path)", "bytes": \#(size), "sha256": "\#(ImportSHA256.hexadecimal(of: bytes))"}"#
+            return #"{"path": "\#(path)", "bytes": \#(size), "sha256": "\#(SHA256Hash.hexadecimal(of: bytes))"}"#
         }
         let text = try #require(GoldenManifests.shared?.valid.last).replacingOccurrences(
             of: #""files": []"#, with: #""files": [\#(records.joined(separator: ", "))]"#)
@@ -56,7 +56,7 @@ final class ExportFixture {
             #expect([UInt8](try Data(contentsOf: model.export.appendingPathComponent(path))) == bytes)
         }
         let manifest = [UInt8](try Data(contentsOf: made.place(Manifest.fileName)))
-        #expect(model.id == ImportSHA256.hexadecimal(of: manifest))
+        #expect(model.id == SHA256Hash.hexadecimal(of: manifest))
         #expect(made.kept == [model.id] && made.store.models() == [model])
         #expect(shares.last == 1 && shares == shares.sorted())
     }
@@ -257,15 +257,15 @@ final class ExportFixture {
 
     @Test(arguments: [0, 1, 55, 56, 63, 64, 65, 119, 120, 3000]) func aHashDoesNotDependOnTheParts(count: Int) {
         let bytes = (0..<count).map { UInt8(truncatingIfNeeded: 7 * $0) }
-        var parts = ImportSHA256()
+        var parts = SHA256Hash()
         for start in stride(from: 0, to: count, by: 13) { parts.update(Array(bytes[start..<min(start + 13, count)])) }
-        #expect(parts.hexadecimal() == ImportSHA256.hexadecimal(of: bytes))
+        #expect(parts.hexadecimal() == SHA256Hash.hexadecimal(of: bytes))
     }
 
     @Test func aHashIsThatOfTheStandard() {
         let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
         let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-        #expect(ImportSHA256.hexadecimal(of: Array("abc".utf8)) == abc && ImportSHA256.hexadecimal(of: []) == empty)
+        #expect(SHA256Hash.hexadecimal(of: Array("abc".utf8)) == abc && SHA256Hash.hexadecimal(of: []) == empty)
     }
 
     private static func replace(_ path: String, in fixture: ExportFixture, withLinkTo target: URL) throws {

@@ -1,4 +1,5 @@
 import Foundation
+import TRMCore
 
 @testable import TRMReference
 

@@ -1,4 +1,5 @@
 import Foundation
+import TRMCore
 import Testing
 
 @testable import TRMReference
