@@ -22,6 +22,7 @@ import numpy as np
 
 if TYPE_CHECKING:  # which imports MLX
     from trm_mlx.decode.folded import Weights
+    from trm_mlx.model import ModelConfig
 
 WIDTH, HEADS, KV_HEADS, HEAD, BLOCKS, HIDDEN, VOCABULARY, CONTEXT = 256, 4, 2, 64, 8, 512, 4096, 4608
 PROMPT, NEW, LONG, ROWS, SHORT = 128, 64, 512, 64, 32  # tokens, tokens, tokens, texts, tokens
@@ -34,6 +35,16 @@ def drawn(count: int, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).integers(7, VOCABULARY, count).tolist()
 
 
+def shape() -> "ModelConfig":
+    """Of ours."""
+    from trm_mlx.model import ModelConfig
+
+    return ModelConfig(
+        vocabulary=VOCABULARY, width=WIDTH, heads=HEADS, kv_heads=KV_HEADS, prelude=1, core=3, coda=1, depth=2,
+        context=CONTEXT,
+    )  # fmt: skip
+
+
 class Ours:
     """`trm_mlx.decode.step.StepModel`."""
 
@@ -42,13 +53,9 @@ class Ours:
 
         # isort: split
         from trm_mlx.decode.step import StepModel
-        from trm_mlx.model import ModelConfig, TinyRecursiveLM
+        from trm_mlx.model import TinyRecursiveLM
 
-        shape = ModelConfig(
-            vocabulary=VOCABULARY, width=WIDTH, heads=HEADS, kv_heads=KV_HEADS, prelude=1, core=3, coda=1, depth=2,
-            context=CONTEXT,
-        )  # fmt: skip
-        self.model = TinyRecursiveLM(shape)
+        self.model = TinyRecursiveLM(shape())
         self.text = StepModel(self.model)
 
     def decode(self) -> Work:
