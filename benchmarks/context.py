@@ -3,13 +3,12 @@
     python benchmarks/context.py
     python benchmarks/context.py --model runs/mine --lengths 128 512 1024 --data text.txt
 
-Without --model random weights of width 256, 1 + 3 x 2 + 1 blocks and a context of 4,608. The kinds take turns at every
-length. With --data also bits per byte of that text, each token seen through the cache, so that what a kind leaves out
-is counted.
+Without --model random weights of width 256, 1 + 3 x 2 + 1 blocks and a context of 4,608. The kinds take turns at
+every length. With --data also bits per byte of that text, each token seen through the cache, so that what a kind
+leaves out is counted.
 """
 
 import json
-import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from trm_mlx import checkpoint, config
 # isort: split
 import mlx.core as mx
 import numpy as np
+from decode import quartiles
 from decoders import shape
 
 from trm_mlx import fused
@@ -58,7 +58,7 @@ class ContextConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Of one kind of cache: milliseconds a token at each length, with quartiles, and bytes that a token adds."""
+    """Of one kind of cache: milliseconds a token at each length, median and quartiles, and bytes that a token adds."""
 
     kind: str
     ms: dict[int, tuple[float, float, float]]
@@ -107,10 +107,7 @@ def measure(settings: ContextConfig) -> list[Cost]:
         rounds = [{name: timed(text) for name, text in texts.items()} for _ in range(settings.rounds)]
         for name in KINDS:
             values = [each[name] for each in rounds]
-            low, middle, high = (
-                statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else 3 * values
-            )
-            ms[name][length] = (middle, low, high)
+            ms[name][length] = quartiles(values)
         print(f"length {length} done", file=sys.stderr)
     bits = {}
     if settings.data and tokenizer:
