@@ -58,7 +58,7 @@ class ContextConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Of one kind of cache: milliseconds a token at each length, median and quartiles, and bytes that a token adds."""
+    """Of one kind of cache: milliseconds a token at each length (median, quartiles), and bytes that a token adds."""
 
     kind: str
     ms: dict[int, tuple[float, float, float]]
