@@ -9,7 +9,7 @@ Shapes: B rows, T new positions of each, X = B T, D width, H heads, N key-value 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -206,10 +206,14 @@ class Folded:
 class Held:
     """The arrays of a cache while one step is traced: `parts` of each slot, new ones after each write."""
 
-    def __init__(self, cache: Cache, place: Place, arrays: Sequence[mx.array]) -> None:
+    def __init__(
+        self, cache: Cache, place: Place, arrays: Sequence[mx.array], only: Collection[int] | None = None
+    ) -> None:
+        """only: numbers of the slots whose arrays are given; None: all."""
         self.place, self.bits, slots, left = place, cache.kind.cache_bits, cache.slots, iter(arrays)
-        each = 2 if self.bits else 1
-        self.parts = [[] if slot.lender else [next(left) for _ in range(each)] for slot in slots]
+        each, only = 2 if self.bits else 1, range(len(slots)) if only is None else only
+        given = [number in only and slot.lender is None for number, slot in enumerate(slots)]
+        self.parts = [[next(left) for _ in range(each)] if one else [] for one in given]
         self.lenders = [slots.index(slot.lender) if slot.lender else number for number, slot in enumerate(slots)]
 
     def write(self, slot: int, new: mx.array) -> None:

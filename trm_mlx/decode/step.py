@@ -78,6 +78,10 @@ class StepModel:
         logits = mx.concatenate(parts, axis=1).astype(mx.float32)
         return logits if every else logits[:, -1]
 
+    def follow(self, token: int) -> mx.array:
+        """(1, V): read a token that was written, which may take fewer passes than one of a prompt."""
+        return self.append([token])
+
     def _folded(self, weights: Folded, ids: mx.array) -> mx.array:
         """(B, T, V)"""
         cache, (B, T) = self.cache, ids.shape

@@ -13,8 +13,9 @@ import mlx.core as mx
 import numpy as np
 
 from trm_mlx.cache import EVERYTHING, CacheConfig
-from trm_mlx.decode.penalties import History
-from trm_mlx.decode.sampling import SamplingConfig, doubles, sample
+from trm_mlx.decode.chooser import Chooser
+from trm_mlx.decode.exits import ExitModel
+from trm_mlx.decode.sampling import SamplingConfig, doubles
 from trm_mlx.decode.step import StepModel
 from trm_mlx.decode.words import NO_WORDS, Words, WordsConfig
 from trm_mlx.model import TinyRecursiveLM
@@ -61,6 +62,7 @@ def events(
     sampling: SamplingConfig,
     words: WordsConfig = NO_WORDS,
     kind: CacheConfig = EVERYTHING,
+    source: StepModel | None = None,
 ) -> Iterator[Event]:
     """Write on from a prompt.
 
@@ -70,12 +72,14 @@ def events(
         sampling: how each token is chosen; the draw of the n-th token is number n, from 0.
         words: what is favoured, and what the prompt with what is written on must not come to hold.
         kind: what is kept of the text.
+        source: what reads the text, if not every token is to run through all passes one by one; at the beginning,
+            and of the same model, depth and kind.
 
     Raises:
         ValueError: the prompt is empty or fills the context, the depth is above the model's, the logits
             are not numbers, or a word to favour is not one token.
     """
-    text = opened(model, prompt, settings.depth, kind)
+    text = opened(model, prompt, settings.depth, kind, source)
     steered = Words(words, tokenizer)
     ends, decoder, scanner = (tokenizer.eos, tokenizer.end), tokenizer.stream(), Scanner(settings.stop)
     room = model.config.context - len(prompt)
@@ -101,18 +105,15 @@ def picks(
     text: StepModel, prompt: Sequence[int], most: int, sampling: SamplingConfig, steered: Words
 ) -> Iterator[int]:
     """At most so many tokens that go on from a prompt, chosen one by one; ends of text are tokens as any."""
-    if sampling.temperature == 0 and not sampling.remembers and not steered.steers:
+    chooser = Chooser(sampling, steered, text.model.config.vocabulary, prompt)
+    if chooser.likeliest and type(text) is StepModel:
         yield from greedy(text, prompt, most)
         return
-    history = History(text.model.config.vocabulary, prompt) if sampling.remembers else None
-    ids, tail = prompt, steered.tail(prompt)
     for step in range(most):
-        logits = np.array(text.append(ids)[0])
-        token = sample(logits, sampling, step, history or (), steered.bias, steered.banned(tail))
+        logits = text.follow(chooser.tokens[-1]) if step else text.append(prompt)
+        token = chooser.token(np.array(logits[0]))
         yield token
-        if history is not None:
-            history.add(token)
-        ids, tail = [token], steered.grown(tail, token)
+        chooser.add(token)
 
 
 def greedy(text: StepModel, prompt: Sequence[int], most: int) -> Iterator[int]:
@@ -129,9 +130,14 @@ def greedy(text: StepModel, prompt: Sequence[int], most: int) -> Iterator[int]:
 
 
 def opened(
-    model: TinyRecursiveLM, prompt: Sequence[int], depth: int | None, kind: CacheConfig, **options: bool
+    model: TinyRecursiveLM,
+    prompt: Sequence[int],
+    depth: int | None,
+    kind: CacheConfig,
+    source: StepModel | None = None,
+    **options: bool,
 ) -> StepModel:
-    """A text to go on from a prompt that is yet to be read; options: as of `StepModel`.
+    """A text to go on from a prompt that is yet to be read: the source if there is one; options: as of `StepModel`.
 
     Raises:
         ValueError: the prompt is empty or fills the context, or the depth is above the model's.
@@ -141,7 +147,7 @@ def opened(
         raise ValueError(
             f"the prompt must have 1 to {context - 1} tokens, as the context is {context}, got {len(prompt)}"
         )
-    return StepModel(model, depth, kind, **options)
+    return source or StepModel(model, depth, kind, **options)
 
 
 class Scanner:
@@ -181,7 +187,10 @@ class Scanner:
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """A whole answer, with its times in seconds from the call; `score` is what a search ranked it by."""
+    """A whole answer, with its times in seconds from the call.
+
+    `score` is what a search ranked it by, `mean_depth` the passes for each token where tokens could leave early.
+    """
 
     text: str
     tokens: tuple[int, ...]
@@ -190,6 +199,7 @@ class Reply:
     seconds_to_first: float
     seconds: float
     score: float | None = None
+    mean_depth: float | None = None
 
     @property
     def tokens_per_second(self) -> float:
@@ -202,8 +212,9 @@ class Reply:
 class Timed:
     """Runs through events, and adds up the reply and its times."""
 
-    def __init__(self, source: Iterator[Event], prompt_tokens: int) -> None:
-        self.source, self.prompt_tokens = source, prompt_tokens
+    def __init__(self, source: Iterator[Event], prompt_tokens: int, read: StepModel | None = None) -> None:
+        """read: what reads the text, and can tell how."""
+        self.source, self.prompt_tokens, self.read = source, prompt_tokens, read
         self.text, self.tokens, self.reason = "", [], None
         self.start, self.first = time.perf_counter(), 0.0
 
@@ -230,4 +241,5 @@ class Timed:
             prompt_tokens=self.prompt_tokens,
             seconds_to_first=self.first,
             seconds=time.perf_counter() - self.start,
+            mean_depth=self.read.mean_depth if isinstance(self.read, ExitModel) else None,
         )
