@@ -61,7 +61,10 @@ def save(
         ValueError: the folder holds something else.
         OSError: it could not be written; what was there is as it was.
     """
-    record = FORMAT | {"model": config.to_json(model_config)}
+    shape = config.to_json(model_config)
+    if not model_config.halting:
+        del shape["halting"]  # so that folders of before there was one keep their digest, and resume
+    record: dict[str, Any] = FORMAT | {"model": shape}
     if grids:
         record["grids"] = {name: config.to_json(each) for name, each in sorted(grids.items())}
     document = json.dumps(record, indent=2) + "\n"

@@ -12,8 +12,10 @@ from typing import Annotated, Any, TypeVar
 from trm_mlx import PRETRAINED, config
 from trm_mlx.cache import CacheConfig
 from trm_mlx.decode.constrain import ConstrainConfig, constraint
+from trm_mlx.decode.exits import ExitConfig, ExitModel
 from trm_mlx.decode.sampling import SamplingConfig
 from trm_mlx.decode.search import SearchConfig, find
+from trm_mlx.decode.step import StepModel
 from trm_mlx.decode.stream import Reply, StreamConfig, Timed, events
 from trm_mlx.decode.words import WordsConfig
 from trm_mlx.model import TinyRecursiveLM
@@ -21,6 +23,7 @@ from trm_mlx.tokenizer import Tokenizer
 
 Settings = TypeVar("Settings")
 
+MADE = ("sampling", "words", "constrain", "search", "cache", "exits")  # settings that a reply tells
 LARGEST_PROMPT = 1 << 22  # bytes; far beyond any context
 
 
@@ -39,10 +42,12 @@ class GenerateConfig:
     constrain: ConstrainConfig = field(default_factory=ConstrainConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
+    exits: ExitConfig = field(default_factory=ExitConfig)
 
     def __post_init__(self) -> None:
         self.search.check(self.sampling)
         self.constrain.check(self.stream.stop)
+        one_text(self.search, self.exits)
         if self.prompt is not None and self.prompt_file is not None:
             raise ValueError("give --prompt or --prompt-file, not both")
 
@@ -55,13 +60,13 @@ def generate(
     Args:
         prompt: how it begins; may be empty.
         chat: the prompt is a user's message, to be replied to; for models trained on such.
-        options: fields of `StreamConfig`, `SamplingConfig`, `WordsConfig`, `ConstrainConfig`, `SearchConfig` and
-            `CacheConfig`: max_tokens, depth, stop, temperature, top_k, ban, choices, beams, cache_window, ...
+        options: fields of `StreamConfig`, `SamplingConfig`, `WordsConfig`, `ConstrainConfig`, `SearchConfig`,
+            `CacheConfig` and `ExitConfig`: max_tokens, depth, stop, temperature, ban, choices, beams, exit, ...
 
     Raises:
         ValueError: the prompt fills the context, or an option is unknown, out of its range or at odds with another.
     """
-    kinds = (StreamConfig, SamplingConfig, WordsConfig, ConstrainConfig, SearchConfig, CacheConfig)
+    kinds = (StreamConfig, SamplingConfig, WordsConfig, ConstrainConfig, SearchConfig, CacheConfig, ExitConfig)
     known = {key.name: kind for kind in kinds for key in fields(kind)}
     if unknown := options.keys() - known.keys():
         raise ValueError(f"unknown option {sorted(unknown)[0]!r}; known are {', '.join(sorted(known))}")
@@ -70,14 +75,26 @@ def generate(
         return kind(**{name: value for name, value in options.items() if known[name] is kind})
 
     how, search = (chosen(StreamConfig), chosen(SamplingConfig), chosen(WordsConfig)), chosen(SearchConfig)
-    kind = chosen(CacheConfig)
-    form = chosen(ConstrainConfig)
+    kind, exits, form = chosen(CacheConfig), chosen(ExitConfig), chosen(ConstrainConfig)
     form.check(how[0].stop)
+    one_text(search, exits)
     ids = _ids(tokenizer, prompt, chat)
     kept = constraint(form, tokenizer, how[2], ids)
     if not search.streams:
         return find(model, tokenizer, ids, *how, search, kind, kept)
-    return Timed(events(model, tokenizer, ids, *how, kind, kept), len(ids)).whole()
+    source = reader(model, how[0], kind, exits)
+    return Timed(events(model, tokenizer, ids, *how, kind, kept, source), len(ids), source).whole()
+
+
+def one_text(search: SearchConfig, exits: ExitConfig) -> None:
+    """Refuse exits for several texts at work."""
+    if exits.exit and not search.streams:
+        raise ValueError("exit is for one text that streams; leave out beams and best_of")
+
+
+def reader(model: TinyRecursiveLM, settings: StreamConfig, kind: CacheConfig, exits: ExitConfig) -> StepModel | None:
+    """What is to read a text, if not every token runs through all passes."""
+    return ExitModel(model, settings.depth, kind, exits) if exits.exit else None
 
 
 def _ids(tokenizer: Tokenizer, prompt: str, chat: bool) -> list[int]:
@@ -121,7 +138,8 @@ def run(settings: GenerateConfig) -> Reply:
     kept = constraint(settings.constrain, tokenizer, settings.words, ids)
     before = "" if settings.chat else prompt  # written with the first token, so that nothing is when there is none
     if settings.search.streams:
-        timed = Timed(events(model, tokenizer, ids, *how, settings.cache, kept), len(ids))
+        source = reader(model, settings.stream, settings.cache, settings.exits)
+        timed = Timed(events(model, tokenizer, ids, *how, settings.cache, kept, source), len(ids), source)
         try:
             for event in timed:
                 if not settings.json:
@@ -142,16 +160,15 @@ def run(settings: GenerateConfig) -> Reply:
             "depth": model.config.at_depth(settings.stream.depth),
         }
         rate = {"tokens_per_second": reply.tokens_per_second}
-        names = ("sampling", "words", "constrain", "search", "cache")
-        made = {name: config.to_json(getattr(settings, name)) for name in names}
+        made = {name: config.to_json(getattr(settings, name)) for name in MADE}
         print(json.dumps(known | asdict(reply) | rate | made))
     else:
         print(flush=True)
-    print(
-        f"{len(reply.tokens)} tokens  {reply.tokens_per_second:.0f} tokens_per_s  first token after "
-        f"{reply.seconds_to_first * 1000:.0f} ms  stopped by {reply.reason}",
-        file=sys.stderr,
-    )
+    line = f"{len(reply.tokens)} tokens  {reply.tokens_per_second:.0f} tokens_per_s  first token after "
+    line += f"{reply.seconds_to_first * 1000:.0f} ms  stopped by {reply.reason}"
+    if reply.mean_depth is not None:
+        line += f"  mean_depth {reply.mean_depth:.2f}"
+    print(line, file=sys.stderr)
     return reply
 
 

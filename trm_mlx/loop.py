@@ -272,7 +272,8 @@ def fit(
         gradient = tree_map(lambda g: g / weight, gradient)
         if settings.clip_value:
             gradient = tree_map(lambda g: mx.clip(g, -settings.clip_value, settings.clip_value), gradient)
-        norm = mx.sqrt(mx.stack([mx.square(g).sum() for g in named(gradient).values()]).sum())
+        trunk = [g for name, g in named(gradient).items() if not name.startswith("halting.")]  # clipped as without
+        norm = mx.sqrt(mx.stack([mx.square(g).sum() for g in trunk]).sum())
         if settings.clip_norm:
             shrink = mx.minimum(1.0, settings.clip_norm / (norm + 1e-6))
             gradient = tree_map(lambda g: g * shrink, gradient)

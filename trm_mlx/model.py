@@ -142,6 +142,18 @@ class Block(nn.Module):
         )
 
 
+class Halting(nn.Module):
+    """Tells from a state whether reading it gives the likeliest token of full depth; it changes no scores."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = mx.zeros((width,)), mx.zeros((1,))
+
+    def __call__(self, h: mx.array) -> mx.array:
+        """(..., D) -> (...): log-odds of it."""
+        return _rms(h) @ self.weight + self.bias
+
+
 class TinyRecursiveLM(nn.Module):
     """A language model of fewer than 50 million stored parameters, deeper than it is large."""
 
@@ -164,6 +176,8 @@ class TinyRecursiveLM(nn.Module):
             self.recall = mx.full((config.width,), 0.7)
         if config.position == "learned":
             self.positions = mx.zeros((config.context, config.width))
+        if config.halting:
+            self.halting = Halting(config.width)
         self.update(tree_unflatten(_initial(named(self.parameters()), seed)))
 
     def __call__(
@@ -176,6 +190,7 @@ class TinyRecursiveLM(nn.Module):
         segments: mx.array | None = None,
         cache: Cache | None = None,
         last: bool = False,
+        halts: list[mx.array] | None = None,
     ) -> mx.array:
         """Scores of the next token (with a bidirectional mask: of the token itself).
 
@@ -187,6 +202,7 @@ class TinyRecursiveLM(nn.Module):
             segments: (B, T) integers; tokens see only their own segment.
             cache: keys and values of the positions before `ids`, extended in place; made by `cache(depth)`.
             last: scores of the last position only (T = 1 in the result).
+            halts: gets, for each exit, the halting head's (B, T) log-odds, whose gradient ends at the state.
 
         Returns:
             (B, T, V), or (E, B, T, V) when `exits` is given.
@@ -208,19 +224,19 @@ class TinyRecursiveLM(nn.Module):
             visible = cache.visible(T)
         else:
             raise ValueError("a cache is of causal text: mask must be causal, and segments None")
-        x = self._embed(ids, start)
         keys = [None] * (depth + 2)
         if self.training and self.config.dropout:
             keys = mx.random.split(mx.random.randint(0, 1 << 31, (2,)).astype(mx.uint32), depth + 2)
-        x = _through(self.prelude, x, 0, visible, cache.prelude if cache else None, keys[depth])
-        h = anchor = _rms(x)
-        run = self._recomputed if self.recompute else self._pass
+        h = anchor = self.run_prelude(ids, start, visible, cache.prelude if cache else None, keys[depth])
+        run = self._recomputed if self.recompute else self.run_pass
         states = []
         for index in range(depth):
-            h = run(h, anchor, keys[index], index, visible, cache.core[index] if cache else None)
+            h = run(h, anchor, index, visible, cache.core[index] if cache else None, keys[index])
             if index + 1 in ends:
                 states.append(h)
-        logits = [self._read(h, anchor, visible, cache.coda if cache else None, last, keys[-1]) for h in states]
+        logits = [self.read(h, anchor, visible, cache.coda if cache else None, keys[-1], last) for h in states]
+        if halts is not None:
+            halts += [self.halting(mx.stop_gradient(h)) for h in states]
         if cache is not None:
             cache.advance(T)
         return logits[0] if exits is None else mx.stack(logits)
@@ -228,6 +244,25 @@ class TinyRecursiveLM(nn.Module):
     def cache(self, depth: int | None = None, kind: CacheConfig = EVERYTHING) -> Cache:
         """An empty cache for `depth` passes; None: all."""
         return Cache(self.config, self.config.at_depth(depth), kind)
+
+    def run_prelude(self, ids: mx.array, start: int, visible, slots: list[Slot] | None, key=None) -> mx.array:
+        """(B, T) ids, the first at position `start` -> (B, T, D): the anchor, and the state before the first pass."""
+        return _rms(_through(self.prelude, self._embed(ids, start), 0, visible, slots, key))
+
+    def run_pass(
+        self, h: mx.array, anchor: mx.array, index: int, visible, slots: list[Slot] | None, key=None
+    ) -> mx.array:
+        """(B, T, D) after pass `index`, from 0."""
+        h = _rms(h) + self.injection * anchor if self.config.injection else _rms(h)
+        return _through(self.core, h, index, visible, slots, key)
+
+    def read(
+        self, h: mx.array, anchor: mx.array, visible, slots: list[Slot] | None, key=None, last: bool = False
+    ) -> mx.array:
+        """(B, T, V) scores of a state after any pass; with `last` (B, 1, V)."""
+        h = _rms(h) + self.recall * anchor if self.config.injection else _rms(h)
+        h = _through(self.coda, h, 0, visible, slots, key)
+        return self.embedding.as_linear(self.final_norm(h[:, -1:] if last else h))
 
     def _embed(self, ids: mx.array, start: int) -> mx.array:
         x, end, position = _rms(self.embedding(ids)), start + ids.shape[1], self.config.position
@@ -237,20 +272,13 @@ class TinyRecursiveLM(nn.Module):
             return x + self.positions[start:end]
         return x + _waves(start, end, self.config.width) if position == "sinusoidal" else x
 
-    def _pass(self, h: mx.array, anchor: mx.array, key, index: int, visible, slots: list[Slot] | None) -> mx.array:
-        h = _rms(h) + self.injection * anchor if self.config.injection else _rms(h)
-        return _through(self.core, h, index, visible, slots, key)
-
-    def _recomputed(self, h: mx.array, anchor: mx.array, key, *rest) -> mx.array:
+    def _recomputed(self, h: mx.array, anchor: mx.array, index: int, visible, slots, key) -> mx.array:
         weights = {name: array for name, array in named(self).items() if name.startswith(("core.", "injection"))}
-        return recompute.call(
-            self, lambda h, anchor, key: self._pass(h, anchor, key, *rest), weights, (h, anchor), key
-        )
 
-    def _read(self, h: mx.array, anchor: mx.array, visible, slots: list[Slot] | None, last: bool, key) -> mx.array:
-        h = _rms(h) + self.recall * anchor if self.config.injection else _rms(h)
-        h = _through(self.coda, h, 0, visible, slots, key)
-        return self.embedding.as_linear(self.final_norm(h[:, -1:] if last else h))
+        def one(h: mx.array, anchor: mx.array, key) -> mx.array:
+            return self.run_pass(h, anchor, index, visible, slots, key)
+
+        return recompute.call(self, one, weights, (h, anchor), key)
 
 
 def _rms(x: mx.array) -> mx.array:
@@ -278,8 +306,9 @@ def named(tree: object) -> dict[str, mx.array]:
 
 def _initial(parameters: dict[str, mx.array], seed: int) -> list[tuple[str, mx.array]]:
     """Matrices truncated normal of deviation sqrt(2 / 5 D), those that end a branch zero; the rest as made."""
-    drawn, keys = [], mx.random.split(mx.random.key(seed), len(parameters))
-    for (name, value), key in zip(sorted(parameters.items()), keys, strict=True):
+    trunk = {name: value for name, value in parameters.items() if not name.startswith("halting.")}  # drawn as without
+    drawn, keys = [], mx.random.split(mx.random.key(seed), len(trunk))
+    for (name, value), key in zip(sorted(trunk.items()), keys, strict=True):
         if name.endswith("lora_a") or name == "positions" or (value.ndim == 2 and name.endswith("weight")):
             ending = name.endswith(("out.weight", "down.weight"))
             deviation = 0.0 if ending else math.sqrt(2 / (5 * value.shape[-1]))

@@ -93,17 +93,25 @@ def loss(
         exit_weight: factor of the mean loss at those exits.
         smoothing: label smoothing of the trained loss.
 
+    A halting head is trained at those exits of a run to full depth: binary cross-entropy of its chance against
+    whether the likeliest token there is the last exit's. Its gradient does not reach the rest of the model.
+
     Returns:
         The sum to minimise (scalar), the sums of plain losses in nats (E,), the last exit last, and the sum of
         weights (scalar).
     """
     last = model.config.at_depth(depth)
     earlier = [reached for reached in exits if reached < last] if exit_weight else []
-    logits = model(task.inputs, exits=[*earlier, last], mask=task.mask, segments=task.segments)
+    halts = [] if earlier and model.config.halting and last == model.config.depth else None
+    logits = model(task.inputs, exits=[*earlier, last], mask=task.mask, segments=task.segments, halts=halts)
     targets = mx.broadcast_to(task.targets, logits.shape[:-1])
     each = fused.cross_entropy(logits, targets, smoothing)
     sums = (each * task.weights).sum((1, 2))  # (E,)
     total = sums[-1] + (exit_weight / len(earlier) * sums[:-1].sum() if earlier else 0)
+    if halts:
+        best, odds = mx.stop_gradient(logits).argmax(-1), mx.stack(halts[:-1])
+        agree = (best[:-1] == best[-1]).astype(mx.float32)
+        total = total + ((mx.logaddexp(odds, 0) - agree * odds) * task.weights).sum() / len(earlier)
     plain = sums
     if smoothing:
         plain = (fused.cross_entropy(mx.stop_gradient(logits), targets) * task.weights).sum((1, 2))

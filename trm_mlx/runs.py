@@ -58,6 +58,11 @@ class TrainConfig:
             raise ValueError(f"held_out must be above 0 and below 1, got {self.held_out}")
         if self.fit.length > self.model.context and not self.init:  # whose context is not known yet
             raise ValueError(f"length must be at most the context of {self.model.context}, got {self.fit.length}")
+        if self.model.halting and (self.model.depth < 2 or not self.fit.exit_weight):
+            raise ValueError(
+                "halting is learned where earlier passes are read: depth must be at least 2 and exit_weight above 0, "
+                f"got {self.model.depth} and {self.fit.exit_weight}"
+            )
 
 
 def start(settings: TrainConfig, given: frozenset[str] = frozenset()) -> TrainConfig:

@@ -38,6 +38,7 @@ class ModelConfig:
     pass_scale: Annotated[bool, "a learned scale per channel for each pass and branch of the core"] = True
     pass_lora: Annotated[int, "rank of low-rank corrections for each pass; 0: none"] = 0
     dropout: Annotated[float, "share of branch outputs dropped in training"] = 0.0
+    halting: Annotated[bool, "a head that learns after which pass reading gives what full depth would"] = False
 
     PRESETS: ClassVar[Mapping[str, "ModelConfig"]] = {}
 
@@ -118,6 +119,7 @@ class ModelConfig:
         total = (self.vocabulary + 1) * self.width + self.blocks(1) * (matrices + vectors)
         total += self.context * self.width if self.position == "learned" else 0
         total += 2 * self.width if self.injection else 0
+        total += self.width + 1 if self.halting else 0
         return total + self.core * self.depth * ((2 * self.width if self.pass_scale else 0) + lora)
 
     def effective_parameters(self, depth: int | None = None) -> int:

@@ -38,6 +38,11 @@ class History(Collection[int]):
             self._distinct += 1
         self._counts[token] += 1
 
+    def take_back(self, token: int) -> None:
+        """Forget the token that was added last."""
+        self._counts[token] -= 1
+        self._distinct -= not self._counts[token]  # ids stand in order of first appearance, so it is the last
+
     @property
     def ids(self) -> np.ndarray:
         """The distinct ids, int64, in order of first appearance; a view, not a copy."""

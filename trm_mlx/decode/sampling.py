@@ -192,20 +192,53 @@ def sample(
         ValueError: logits hold NaN or +inf, or forbid every token when a draw is wanted; ids of history, bias or
             banned lie outside V; what is banned leaves no token.
     """
-    if logits.ndim != 1 or logits.size == 0 or logits.dtype not in (np.float16, np.float32, np.float64):
-        raise ValueError(f"logits must be one float row (V,), got {logits.dtype} of shape {logits.shape}")
     if step < 0:
         raise ValueError(f"step must be at least 0, got {step}")
     with np.errstate(all="ignore"):  # overflow to -inf is meant: a tiny temperature leaves one token
-        values = doubles(logits)
-        if bias or len(banned) or allowed is not None:
-            steer(values, bias, banned, allowed)
-        if settings.remembers:
-            penalties = (settings.repetition_penalty, settings.presence_penalty, settings.frequency_penalty)
-            penalize(values, history, *penalties)
+        values = adjusted(logits, settings, history, bias, banned, allowed)
         if settings.temperature == 0:
             return int(np.argmax(values))
         return draw(values, settings, uniform(settings.seed, step))
+
+
+def distribution(
+    logits: np.ndarray,
+    settings: SamplingConfig,
+    history: Collection[int] = (),
+    bias: Mapping[int, float] = NO_BIAS,
+    banned: Sequence[int] | np.ndarray = (),
+    allowed: np.ndarray | None = None,
+) -> np.ndarray:
+    """(V,) float64 chances of each id to be what `sample` gives, over all draws; arguments and errors as there."""
+    with np.errstate(all="ignore"):
+        values = adjusted(logits, settings, history, bias, banned, allowed)
+        chances = np.zeros(values.size)
+        if settings.temperature == 0:
+            chances[np.argmax(values)] = 1
+        else:
+            order, running = candidates(values, settings)
+            chances[order] = np.diff(running, prepend=0) / running[-1]
+    return chances
+
+
+def adjusted(
+    logits: np.ndarray,
+    settings: SamplingConfig,
+    history: Collection[int],
+    bias: Mapping[int, float],
+    banned: Sequence[int] | np.ndarray,
+    allowed: np.ndarray | None,
+) -> np.ndarray:
+    """(V,) float64: the logits after what changes them, steps 1 to 5; arguments and errors as of `sample`."""
+    if logits.ndim != 1 or logits.size == 0 or logits.dtype not in (np.float16, np.float32, np.float64):
+        raise ValueError(f"logits must be one float row (V,), got {logits.dtype} of shape {logits.shape}")
+    values = doubles(logits)
+    if bias or len(banned) or allowed is not None:
+        steer(values, bias, banned, allowed)
+    if settings.remembers:
+        penalties = (settings.repetition_penalty, settings.presence_penalty, settings.frequency_penalty)
+        penalize(values, history, *penalties)
+    return values
 
 
 def typical(steps: np.ndarray, weights: np.ndarray, share: float) -> np.ndarray:
@@ -241,6 +274,13 @@ def draw(logits: np.ndarray, settings: SamplingConfig, chance: float) -> int:
     Args:
         logits: (V,) float64 without NaN, what changes logits applied.
     """
+    order, running = candidates(logits, settings)
+    chosen = int(running.searchsorted(chance * running[-1], side="right"))
+    return int(order[min(chosen, order.size - 1)])
+
+
+def candidates(logits: np.ndarray, settings: SamplingConfig) -> tuple[np.ndarray, np.ndarray]:
+    """The ids that may be drawn, in their order, and the running sums of their weights: each (N,). See `draw`."""
     order = rank(logits, settings.top_k)
     ordered = logits[order]  # (N,)
     if ordered[0] == -math.inf:
@@ -258,5 +298,4 @@ def draw(logits: np.ndarray, settings: SamplingConfig, chance: float) -> int:
         unlikely = weights[1:kept] < settings.min_p * weights[0]  # (kept - 1,)
         if unlikely.any():
             kept = 1 + int(np.argmax(unlikely))
-    chosen = int(running[:kept].searchsorted(chance * running[kept - 1], side="right"))
-    return int(order[min(chosen, kept - 1)])
+    return order[:kept], running[:kept]

@@ -82,6 +82,10 @@ class StepModel:
             mx.eval(logits, self.cache.arrays)  # before NumPy writes to what they are computed from
         return logits if every else logits[:, -1]
 
+    def follow(self, token: int) -> np.ndarray:
+        """(V,) float32: read a token that was written, which may take fewer passes than one of a prompt."""
+        return self.scores([token])
+
 
 def folded(model: TinyRecursiveLM) -> Folded | None:
     """The model's folded weights, made once; None where its own form is the one to run."""

@@ -13,9 +13,10 @@ import mlx.core as mx
 import numpy as np
 
 from trm_mlx.cache import EVERYTHING, CacheConfig
+from trm_mlx.decode.chooser import Chooser
 from trm_mlx.decode.constrain import Constraint
-from trm_mlx.decode.penalties import History
-from trm_mlx.decode.sampling import SamplingConfig, doubles, sample
+from trm_mlx.decode.exits import ExitModel
+from trm_mlx.decode.sampling import SamplingConfig, doubles
 from trm_mlx.decode.step import StepModel
 from trm_mlx.decode.words import NO_WORDS, Words, WordsConfig
 from trm_mlx.model import TinyRecursiveLM
@@ -63,6 +64,7 @@ def events(
     words: WordsConfig = NO_WORDS,
     kind: CacheConfig = EVERYTHING,
     constraint: Constraint | None = None,
+    source: StepModel | None = None,
 ) -> Iterator[Event]:
     """Write on from a prompt.
 
@@ -73,18 +75,20 @@ def events(
         words: what is favoured, and what the prompt with what is written on must not come to hold.
         kind: what is kept of the text.
         constraint: the form of what is written, for the same words and prompt.
+        source: what reads the text, if not every token is to run through all passes one by one; at the beginning,
+            and of the same model, depth and kind.
 
     Raises:
         ValueError: the prompt is empty or fills the context, the depth is above the model's, the logits
             are not numbers, a word to favour is not one token, or no text of the form fits.
     """
-    text = opened(model, prompt, settings.depth, kind)
-    steered = Words(words, tokenizer)
+    text = opened(model, prompt, settings.depth, kind, source)
     ends, decoder, scanner = (tokenizer.eos, tokenizer.end), tokenizer.stream(), Scanner(settings.stop)
     most = min(settings.max_tokens, model.config.context - len(prompt))
     if constraint is not None:
         constraint.check(most)
-    for count, (token, over) in enumerate(picks(text, prompt, most, sampling, steered, constraint), 1):
+    chooser = Chooser(sampling, Words(words, tokenizer), tokenizer.vocabulary, prompt, constraint, most)
+    for count, token in enumerate(picks(text, prompt, most, chooser), 1):
         if token in ends:
             yield Event(token, scanner.push(decoder.finish()) + scanner.finish(), "end")
             return
@@ -92,7 +96,7 @@ def events(
         reason: Reason | None = None
         if scanner.found:
             reason = "stop"
-        elif over:
+        elif chooser.over:
             reason = "end"
         elif count == most:
             reason = "length" if count == settings.max_tokens else "context"
@@ -103,35 +107,15 @@ def events(
         yield Event(token, said)
 
 
-def picks(
-    text: StepModel,
-    prompt: Sequence[int],
-    most: int,
-    sampling: SamplingConfig,
-    steered: Words,
-    constraint: Constraint | None,
-) -> Iterator[tuple[int, bool]]:
-    """At most so many tokens that go on from a prompt, and whether the constraint lets nothing follow them.
-
-    Ends of text are tokens as any.
-    """
-    plain = constraint is None and not sampling.remembers and not steered.steers
-    if sampling.temperature == 0 and plain and not text.folded:
-        yield from ((token, False) for token in greedy(text, prompt, most))
+def picks(text: StepModel, prompt: Sequence[int], most: int, chooser: Chooser) -> Iterator[int]:
+    """At most so many tokens that go on from a prompt, chosen one by one; ends of text are tokens as any."""
+    if chooser.likeliest and type(text) is StepModel and not text.folded:
+        yield from greedy(text, prompt, most)
         return
-    history = History(text.model.config.vocabulary, prompt) if sampling.remembers else None
-    ids, tail, state, allowed = prompt, steered.tail(prompt), 0 if constraint is None else constraint.start, None
     for step in range(most):
-        logits = text.scores(ids)
-        if constraint is not None:
-            allowed = constraint.allowed(state, most - step)
-        token = sample(logits, sampling, step, history or (), steered.bias, steered.banned(tail), allowed)
-        if constraint is not None:
-            state = constraint.grown(state, token)
-        yield token, constraint is not None and constraint.over(state)
-        if history is not None:
-            history.add(token)
-        ids, tail = [token], steered.grown(tail, token)
+        token = chooser.token(text.follow(chooser.tokens[-1]) if step else text.scores(prompt))
+        chooser.add(token)
+        yield token
 
 
 def greedy(text: StepModel, prompt: Sequence[int], most: int) -> Iterator[int]:
@@ -147,8 +131,14 @@ def greedy(text: StepModel, prompt: Sequence[int], most: int) -> Iterator[int]:
         logits = following
 
 
-def opened(model: TinyRecursiveLM, prompt: Sequence[int], depth: int | None, kind: CacheConfig) -> StepModel:
-    """A text to go on from a prompt that is yet to be read.
+def opened(
+    model: TinyRecursiveLM,
+    prompt: Sequence[int],
+    depth: int | None,
+    kind: CacheConfig,
+    source: StepModel | None = None,
+) -> StepModel:
+    """A text to go on from a prompt that is yet to be read: the source if there is one.
 
     Raises:
         ValueError: the prompt is empty or fills the context, or the depth is above the model's.
@@ -158,7 +148,7 @@ def opened(model: TinyRecursiveLM, prompt: Sequence[int], depth: int | None, kin
         raise ValueError(
             f"the prompt must have 1 to {context - 1} tokens, as the context is {context}, got {len(prompt)}"
         )
-    return StepModel(model, depth, kind)
+    return source or StepModel(model, depth, kind)
 
 
 class Scanner:
@@ -198,7 +188,10 @@ class Scanner:
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """A whole answer, with its times in seconds from the call; `score` is what a search ranked it by."""
+    """A whole answer, with its times in seconds from the call.
+
+    `score` is what a search ranked it by, `mean_depth` the passes for each token where tokens could leave early.
+    """
 
     text: str
     tokens: tuple[int, ...]
@@ -207,6 +200,7 @@ class Reply:
     seconds_to_first: float
     seconds: float
     score: float | None = None
+    mean_depth: float | None = None
 
     @property
     def tokens_per_second(self) -> float:
@@ -219,8 +213,9 @@ class Reply:
 class Timed:
     """Runs through events, and adds up the reply and its times."""
 
-    def __init__(self, source: Iterator[Event], prompt_tokens: int) -> None:
-        self.source, self.prompt_tokens = source, prompt_tokens
+    def __init__(self, source: Iterator[Event], prompt_tokens: int, read: StepModel | None = None) -> None:
+        """read: what reads the text, and can tell how."""
+        self.source, self.prompt_tokens, self.read = source, prompt_tokens, read
         self.text, self.tokens, self.reason = "", [], None
         self.start, self.first = time.perf_counter(), 0.0
 
@@ -247,4 +242,5 @@ class Timed:
             prompt_tokens=self.prompt_tokens,
             seconds_to_first=self.first,
             seconds=time.perf_counter() - self.start,
+            mean_depth=self.read.mean_depth if isinstance(self.read, ExitModel) else None,
         )

@@ -13,6 +13,8 @@ public struct ModelShape: Equatable, Sendable {
     public let feedForward: FeedForward
     public let qkNorm, injection, passScale: Bool
     public let passLora: Int
+    /// Whether the folder has a halting head, which says when to leave and changes no scores; it is not used here.
+    public let halting: Bool
 
     public var headWidth: Int { width / heads }
 
@@ -37,6 +39,7 @@ public struct ModelShape: Equatable, Sendable {
         passScale = try keys.bool("pass_scale", else: true)
         passLora = try keys.integer("pass_lora", 0...Self.largest, else: 0)
         let dropout = try keys.number("dropout", else: 0)  // of training alone
+        halting = try keys.bool("halting", else: false)
         try keys.finish()
         guard width % heads == 0, heads % kvHeads == 0 else {
             throw ModelFolderError.config(
@@ -88,12 +91,14 @@ public struct ModelShape: Equatable, Sendable {
         let passes = Int128(core * depth) * ((passScale ? 2 * Int128(width) : 0) + lora)
         return Int128(vocabulary + 1) * Int128(width) + Int128(prelude + core + coda) * block + passes
             + (position == .learned ? Int128(context) * Int128(width) : 0) + (injection ? 2 * Int128(width) : 0)
+            + (halting ? Int128(width) + 1 : 0)
     }
 
     /// The shape of every tensor of a model without grids, by name.
     func tensors() -> [String: [Int]] {
         var found = ["embedding.weight": [vocabulary, width], "final_norm.weight": [width]]
         if injection { (found["injection"], found["recall"]) = ([width], [width]) }
+        if halting { (found["halting.weight"], found["halting.bias"]) = ([width], [1]) }
         if position == .learned { found["positions"] = [context, width] }
         for (part, count) in [("prelude", prelude), ("core", core), ("coda", coda)] {
             for block in (0..<count).map({ "\(part).\($0)" }) {

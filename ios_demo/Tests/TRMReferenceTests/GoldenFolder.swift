@@ -93,6 +93,15 @@ final class Copy {
         try write(header.replacingOccurrences(of: hexDigest(before), with: hexDigest(after)), after)
     }
 
+    /// A tensor of float16 ones at the end.
+    func add(_ name: String, count: Int) throws {
+        let (header, before) = try parts()
+        let after = before + (0..<count).flatMap { _ in [0x00, 0x3C] as [UInt8] }
+        let entry = "{\"dtype\": \"F16\", \"shape\": [\(count)], \"data_offsets\": [\(before.count), \(after.count)]}"
+        let changed = header.dropLast() + ", \"\(name)\": \(entry)}"
+        try write(changed.replacingOccurrences(of: hexDigest(before), with: hexDigest(after)), after)
+    }
+
     func parts() throws -> (header: String, data: [UInt8]) {
         let bytes = [UInt8](try Data(contentsOf: weights))
         let length = Int(bytes[0]) | Int(bytes[1]) << 8 | Int(bytes[2]) << 16

@@ -87,6 +87,19 @@ import Testing
         #expect(try ModelFolder(contentsOf: copy.folder).shape.passLora == 0)
     }
 
+    @Test func aHaltingHeadIsReadAndChangesNoScores() throws {
+        let (copy, ids) = (try Copy(of: "rope"), try Golden.record("rope").ids)
+        try copy.config("\"pass_lora\": 0,", "\"pass_lora\": 0, \"halting\": true,")
+        #expect(throws: ModelFolderError.self) { try ModelFolder(contentsOf: copy.folder) }
+        try copy.add("halting.weight", count: 16)
+        #expect(throws: ModelFolderError.self) { try ModelFolder(contentsOf: copy.folder) }
+        try copy.add("halting.bias", count: 1)
+        #expect(try ModelFolder(contentsOf: copy.folder).shape.halting)
+        let headed = try ReferenceModel(contentsOf: copy.folder)
+        let plain = try ReferenceModel(contentsOf: Golden.folder("rope"))
+        #expect(try headed.append(ids) == plain.append(ids))
+    }
+
     @Test(arguments: [
         ("\"bits\": 6", "\"bits\": 5", "config.json: grids.core.0"),
         ("\"method\": \"affine\"", "\"method\": \"other\"", "config.json: grids."),
