@@ -86,8 +86,8 @@ class Attention(nn.Module):
             q, k = self.query_norm(q), self.key_norm(k)
         q, k, v = (a.transpose(0, 2, 1, 3) for a in (q, k, v))  # (B, H or N, T, K)
         if self.rope_base:
-            start = slot.length if slot else 0
-            q, k = fused.rope(q, self.rope_base, start), fused.rope(k, self.rope_base, start)
+            start, end = (slot.cache.starts(), slot.length + T) if slot else (0, T)
+            q, k = fused.rope(q, self.rope_base, start, end), fused.rope(k, self.rope_base, start, end)
         if slot:
             k, v = slot.append(k, v)
         y = attention(q, k, v, 1 / math.sqrt(K), mask, self.window)
@@ -208,7 +208,7 @@ class TinyRecursiveLM(nn.Module):
             visible = cache.visible(T)
         else:
             raise ValueError("a cache is of causal text: mask must be causal, and segments None")
-        x = self._embed(ids, start)
+        x = self._embed(ids, start, cache.lead if cache else None)
         keys = [None] * (depth + 2)
         if self.training and self.config.dropout:
             keys = mx.random.split(mx.random.randint(0, 1 << 31, (2,)).astype(mx.uint32), depth + 2)
@@ -229,13 +229,14 @@ class TinyRecursiveLM(nn.Module):
         """An empty cache for `depth` passes; None: all."""
         return Cache(self.config, self.config.at_depth(depth), kind)
 
-    def _embed(self, ids: mx.array, start: int) -> mx.array:
+    def _embed(self, ids: mx.array, start: int, lead: mx.array | None) -> mx.array:
         x, end, position = _rms(self.embedding(ids)), start + ids.shape[1], self.config.position
         if position in ("learned", "sinusoidal") and end > self.config.context:
             raise ValueError(f"{position} positions end at {self.config.context}, got {end} tokens")
+        at = mx.arange(start, end) if lead is None else mx.maximum(mx.arange(start, end) - lead[:, None], 0)
         if position == "learned":
-            return x + self.positions[start:end]
-        return x + _waves(start, end, self.config.width) if position == "sinusoidal" else x
+            return x + (self.positions[start:end] if lead is None else self.positions[at])
+        return x + waves(at, self.config.width) if position == "sinusoidal" else x
 
     def _pass(self, h: mx.array, anchor: mx.array, key, index: int, visible, slots: list[Slot] | None) -> mx.array:
         h = _rms(h) + self.injection * anchor if self.config.injection else _rms(h)
@@ -264,10 +265,13 @@ def _through(blocks: list[Block], x: mx.array, index: int, visible, slots: list[
     return x
 
 
-def _waves(start: int, end: int, width: int) -> mx.array:
-    """(end - start, width): sines in the first half, cosines in the second. Source: arXiv 1706.03762, 3.5."""
+def waves(at: mx.array, width: int) -> mx.array:
+    """(..., width) of (...) positions: sines in the first half, cosines in the second.
+
+    Source: arXiv 1706.03762, 3.5.
+    """
     rates = 10_000.0 ** (-mx.arange(0, width, 2) / width)
-    angles = mx.arange(start, end)[:, None] * rates
+    angles = at[..., None] * rates
     return mx.concatenate([mx.sin(angles), mx.cos(angles)], axis=-1)
 
 

@@ -17,7 +17,7 @@ from mlx import nn
 
 from trm_mlx import fused
 from trm_mlx.cache import Cache, CacheConfig, added, decoded, encoded, held
-from trm_mlx.model import EPSILON, Block, TinyRecursiveLM, named
+from trm_mlx.model import EPSILON, Block, TinyRecursiveLM, named, waves
 
 Step = Callable[..., list[mx.array]]
 
@@ -73,7 +73,7 @@ class Folded:
         self.values = values if c.qk_norm else mx.ones_like(values)  # 1: no norm of its own
         self.still = values if c.position == "rope" else mx.ones_like(values)  # 1: is not turned
         self.rates = c.rope_base ** (-2 * mx.arange(c.head_width // 2) / c.head_width)
-        self.steps: dict[tuple[int, CacheConfig], Step] = {}
+        self.steps: dict[tuple[int, CacheConfig, int], Step] = {}
         mx.eval([v for v in vars(self).values() if isinstance(v, mx.array)], blocks)
 
     def _parts(self, model: TinyRecursiveLM) -> list[tuple[list[Block], int]]:
@@ -89,9 +89,10 @@ class Folded:
 
         (ids (B, T), position (1,), lead (B,) or None, arrays of the cache) -> scores (B, T, V) and the arrays anew.
         """
-        key = (cache.depth, cache.kind)
+        key = (cache.depth, cache.kind, cache.ring)
         if key not in self.steps:
-            empty = Cache(self.config, *key)  # tells how it is laid out, and holds no arrays
+            empty = Cache(self.config, *key[:2])  # tells how it is laid out, and holds no arrays
+            empty.ring = cache.ring
 
             def run(ids: mx.array, position: mx.array, lead: mx.array | None, *arrays: mx.array) -> list[mx.array]:
                 held = Held(empty, self.place(empty, position, lead, *ids.shape, arrays[0].shape[2]), arrays)
@@ -119,12 +120,11 @@ class Folded:
         starts = [spots[t : t + 1] for t in range(T)] if cache.ring else [position]
         key = held(query[-1], S, cache.ring, cache.sinks)
         alibi = c.heads if c.position == "alibi" else 0
-        mask = added(query, key, cache.window, cache.sinks, alibi)
         if lead is not None:
-            mask = mx.where(key < lead[:, None, None, None], -1e30, mask)
+            query, key = query - lead[:, None], key - lead[:, None]
+        mask = added(query, key, cache.window, cache.sinks, alibi)
         mask = mx.broadcast_to(mask, (mask.shape[0], c.heads, T, S)).reshape(-1, N, c.heads // N * T, S)
-        at = mx.broadcast_to(query, (rows, T)) if lead is None else query - lead[:, None]
-        at = at.reshape(-1, 1, 1, 1).astype(mx.float32)
+        at = mx.broadcast_to(query, (rows, T)).reshape(-1, 1, 1, 1).astype(mx.float32)
         angles = at * self.rates  # (X, 1, 1, K / 2)
         cosines, sines = mx.cos(angles), mx.sin(angles)
         moving = 1 - self.still
@@ -139,7 +139,7 @@ class Folded:
         if self.config.position in ("learned", "sinusoidal"):
             at = position + mx.arange(T) - (0 if lead is None else lead[:, None])
             at = mx.broadcast_to(at, (B, T)).reshape(-1)
-            x = x + (_waves(at, self.config.width) if self.positions is None else self.positions[at])[:, None, None]
+            x = x + (waves(at, self.config.width) if self.positions is None else self.positions[at])[:, None, None]
         return x
 
     def through(self, blocks: list[list[Weights]], index: int, x: mx.array, slots: range, held: "Held") -> mx.array:
@@ -234,12 +234,6 @@ def normed(x: mx.array) -> mx.array:
 def _heads(q: mx.array, B: int, T: int, N: int, K: int) -> mx.array:
     """(X, H, 2, K / 2) -> (B, N, H / N T, K), as `attention` groups them."""
     return q.reshape(B, T, N, -1, K).transpose(0, 2, 3, 1, 4).reshape(B, N, -1, K)
-
-
-def _waves(at: mx.array, width: int) -> mx.array:
-    rates = 10_000.0 ** (-mx.arange(0, width, 2) / width)
-    angles = at[:, None] * rates
-    return mx.concatenate([mx.sin(angles), mx.cos(angles)], axis=-1)
 
 
 def _folded(block: Block, passes: int) -> list[Weights]:

@@ -83,7 +83,7 @@ class StepModel:
         cache, (B, T) = self.cache, ids.shape
         cache.reserve(B, T)
         step = weights.step(cache)
-        logits, *arrays = step(ids, mx.array([cache.length]), None, *cache.arrays)
+        logits, *arrays = step(ids, mx.array([cache.length]), cache.lead, *cache.arrays)
         cache.replace(arrays)
         cache.advance(T)
         return logits
