@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from io import TextIOWrapper
 from pathlib import Path
@@ -11,6 +11,8 @@ from typing import Annotated, Any, TypeVar
 
 from trm_mlx import PRETRAINED, config
 from trm_mlx.cache import CacheConfig
+from trm_mlx.decode import batch as many
+from trm_mlx.decode import jobs as work
 from trm_mlx.decode.sampling import SamplingConfig
 from trm_mlx.decode.search import SearchConfig, find
 from trm_mlx.decode.stream import Reply, StreamConfig, Timed, events
@@ -20,6 +22,7 @@ from trm_mlx.tokenizer import Tokenizer
 
 Settings = TypeVar("Settings")
 
+SEARCHES = "beams and best_of search one prompt at a time"
 LARGEST_PROMPT = 1 << 22  # bytes; far beyond any context
 
 
@@ -37,9 +40,16 @@ class GenerateConfig:
     words: WordsConfig = field(default_factory=WordsConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
+    jobs: work.JobsConfig = field(default_factory=work.JobsConfig)
 
     def __post_init__(self) -> None:
         self.search.check(self.sampling)
+        if self.jobs.input and (self.prompt is not None or self.prompt_file is not None or self.json):
+            raise ValueError(
+                "--input has prompts of its own and writes JSON; leave --prompt, --prompt-file and --json"
+            )
+        if self.jobs.input and not self.search.streams:
+            raise ValueError(f"--input draws one text for each prompt; {SEARCHES}")
         if self.prompt is not None and self.prompt_file is not None:
             raise ValueError("give --prompt or --prompt-file, not both")
 
@@ -58,20 +68,61 @@ def generate(
     Raises:
         ValueError: the prompt fills the context, or an option is unknown, out of its range or at odds with another.
     """
+    *how, search, kind = _chosen(options)
+    ids = _ids(tokenizer, prompt, chat)
+    if not search.streams:
+        return find(model, tokenizer, ids, *how, search, kind)
+    return Timed(events(model, tokenizer, ids, *how, kind), len(ids)).whole()
+
+
+def generate_batch(
+    model: TinyRecursiveLM,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    *,
+    batch: int = 16,
+    chat: bool = False,
+    seeds: Sequence[int] | None = None,
+    **options: Any,
+) -> list[Reply]:
+    """The texts that `generate` would give for each of these prompts, made many at a time.
+
+    Args:
+        prompts: of any lengths; the texts come in their order.
+        batch: texts at work at once; a text that ends makes place for the next prompt.
+        seeds: one for each prompt; None: all have the option `seed`.
+        chat, options: as of `generate`, but for beams and best_of.
+
+    Raises:
+        ValueError: as `generate`, before there is a text; also for beams or best_of, or seeds of another number.
+    """
+    *how, search, kind = _chosen(options)
+    if not search.streams:
+        raise ValueError(f"a batch draws one text for each prompt; {SEARCHES}")
+    if seeds is not None and len(seeds) != len(prompts):
+        raise ValueError(f"seeds must be one for each prompt, got {len(seeds)} for {len(prompts)} prompts")
+    each = [None] * len(prompts) if seeds is None else seeds
+    requests = [
+        many.Request(tuple(_ids(tokenizer, prompt, chat)), None, seed)
+        for prompt, seed in zip(prompts, each, strict=True)
+    ]
+    found = dict(many.replies(model, tokenizer, requests, batch, *how, kind))
+    return [found[index] for index in range(len(prompts))]
+
+
+def _chosen(
+    options: Mapping[str, Any],
+) -> tuple[StreamConfig, SamplingConfig, WordsConfig, SearchConfig, CacheConfig]:
+    """The settings that options by name make."""
     kinds = (StreamConfig, SamplingConfig, WordsConfig, SearchConfig, CacheConfig)
     known = {key.name: kind for kind in kinds for key in fields(kind)}
     if unknown := options.keys() - known.keys():
         raise ValueError(f"unknown option {sorted(unknown)[0]!r}; known are {', '.join(sorted(known))}")
 
-    def chosen(kind: type[Settings]) -> Settings:
+    def made(kind: type[Settings]) -> Settings:
         return kind(**{name: value for name, value in options.items() if known[name] is kind})
 
-    how, search = (chosen(StreamConfig), chosen(SamplingConfig), chosen(WordsConfig)), chosen(SearchConfig)
-    kind = chosen(CacheConfig)
-    ids = _ids(tokenizer, prompt, chat)
-    if not search.streams:
-        return find(model, tokenizer, ids, *how, search, kind)
-    return Timed(events(model, tokenizer, ids, *how, kind), len(ids)).whole()
+    return made(StreamConfig), made(SamplingConfig), made(WordsConfig), made(SearchConfig), made(CacheConfig)
 
 
 def _ids(tokenizer: Tokenizer, prompt: str, chat: bool) -> list[int]:
@@ -147,12 +198,32 @@ def run(settings: GenerateConfig) -> Reply:
     return reply
 
 
+def run_jobs(settings: GenerateConfig, path: Path) -> list[Reply]:
+    """Generate for a file of prompts; gives the replies that were not there already."""
+    from trm_mlx import checkpoint
+
+    work.check(settings.jobs)
+    content, name = work.content(path), "standard input" if str(path) == "-" else str(path)
+    model, tokenizer = checkpoint.load(settings.model)
+    found = work.jobs(content, name, tokenizer, model.config.context, chat=settings.chat)
+    how = (settings.stream, settings.sampling, settings.words, settings.cache)
+    made = {}
+    if settings.jobs.resumable:
+        made = work.dependencies(content, checkpoint.contents(settings.model).revision, settings.chat, *how)
+    return work.fill(
+        settings.jobs, found, made, lambda left: many.replies(model, tokenizer, left, settings.jobs.batch, *how)
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     settings = config.parse(GenerateConfig, argv, program="trm_mlx.generate")
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal of few characters shows ? for the others
     with config.door("trm_mlx.generate"):
-        run(settings)
+        if settings.jobs.input:
+            run_jobs(settings, settings.jobs.input)
+        else:
+            run(settings)
 
 
 class _Callable(ModuleType):
