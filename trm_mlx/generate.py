@@ -21,6 +21,7 @@ from trm_mlx.model import TinyRecursiveLM
 from trm_mlx.tokenizer import Tokenizer
 
 Settings = TypeVar("Settings")
+How = tuple[StreamConfig, SamplingConfig, WordsConfig]
 
 SEARCHES = "beams and best_of search one prompt at a time"
 LARGEST_PROMPT = 1 << 22  # bytes; far beyond any context
@@ -68,7 +69,7 @@ def generate(
     Raises:
         ValueError: the prompt fills the context, or an option is unknown, out of its range or at odds with another.
     """
-    *how, search, kind = _chosen(options)
+    how, search, kind = _chosen(options)
     ids = _ids(tokenizer, prompt, chat)
     if not search.streams:
         return find(model, tokenizer, ids, *how, search, kind)
@@ -96,7 +97,7 @@ def generate_batch(
     Raises:
         ValueError: as `generate`, before there is a text; also for beams or best_of, or seeds of another number.
     """
-    *how, search, kind = _chosen(options)
+    how, search, kind = _chosen(options)
     if not search.streams:
         raise ValueError(f"a batch draws one text for each prompt; {SEARCHES}")
     if seeds is not None and len(seeds) != len(prompts):
@@ -112,7 +113,7 @@ def generate_batch(
 
 def _chosen(
     options: Mapping[str, Any],
-) -> tuple[StreamConfig, SamplingConfig, WordsConfig, SearchConfig, CacheConfig]:
+) -> tuple[How, SearchConfig, CacheConfig]:
     """The settings that options by name make."""
     kinds = (StreamConfig, SamplingConfig, WordsConfig, SearchConfig, CacheConfig)
     known = {key.name: kind for kind in kinds for key in fields(kind)}
@@ -122,7 +123,7 @@ def _chosen(
     def made(kind: type[Settings]) -> Settings:
         return kind(**{name: value for name, value in options.items() if known[name] is kind})
 
-    return made(StreamConfig), made(SamplingConfig), made(WordsConfig), made(SearchConfig), made(CacheConfig)
+    return (made(StreamConfig), made(SamplingConfig), made(WordsConfig)), made(SearchConfig), made(CacheConfig)
 
 
 def _ids(tokenizer: Tokenizer, prompt: str, chat: bool) -> list[int]:

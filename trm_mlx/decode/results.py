@@ -36,9 +36,9 @@ class Results:
         self.path, self.count = path, 0
         self.state = path.with_name(path.name + ".state")
         if path.exists():
-            self._check(FORMAT | made)
+            self._check({**FORMAT, **made})
         else:
-            files.replace(self.state, (json.dumps(FORMAT | made, indent=1) + "\n").encode())
+            files.replace(self.state, (json.dumps({**FORMAT, **made}, indent=1) + "\n").encode())
         self.file: BinaryIO = path.open("r+b" if path.exists() else "x+b", buffering=0)
         try:
             self._lock()
