@@ -10,7 +10,7 @@ import pytest
 from tiny_folder import save_tiny
 from written_reports import FLAGS, PNG, SCHEMA, SMALL, refused, run
 
-from trm_mlx import benchmark, checkpoint, machine, trials
+from trm_mlx import benchmark, checkpoint, machine, report, trials
 from trm_mlx.tokenizer import Tokenizer
 from trm_mlx.trials import Procedure
 
@@ -96,6 +96,38 @@ def test_tokens_are_the_likeliest_ones_computed_without_a_cache(loaded, depth):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("prompt", [3, 300])
+def test_equal_texts_at_once_make_the_tokens_of_one(loaded, prompt):
+    procedure = Procedure(prompt_tokens=prompt, new_tokens=6, trials=2, warmup=0)
+    found = [
+        trials.measure(text, 512, procedure)
+        for text in (benchmark.Text(loaded[0], 2), benchmark.Texts(loaded[0], 2, 5))
+    ]
+    assert len({trial.tokens_sha256 for each in found for trial in each}) == 1
+
+
+def test_tokens_per_second_are_of_all_texts_and_times_of_one_step(written):
+    one, eight = (trials.summary(report.checked(written, "it").trials, None, 6, 5, batch) for batch in (1, 8))
+    for rate in ("decode_tokens_per_s", "prefill_tokens_per_s"):
+        assert eight[rate] == pytest.approx(8 * one[rate])
+    assert eight["tpot_ms"] == one["tpot_ms"]
+
+
+@pytest.mark.slow
+def test_each_batch_has_a_report_and_a_line_of_its_own(folder, tmp_path, here, capsys):
+    assert run("--model", folder, *FLAGS, "--batch", "1,3", "--json", tmp_path / "r.json") == 0
+    for batch in (1, 3):
+        data = json.loads((tmp_path / f"r-depth2-prompt6-batch{batch}.json").read_text())
+        jsonschema.validate(data, SCHEMA)
+        assert data["config"]["batch"] == batch
+        steps = [gap for trial in data["trials"] for gap in trial["tpot_ns"]]
+        assert data["summary"]["decode_tokens_per_s"] == pytest.approx(batch * 1e9 * len(steps) / sum(steps))
+    out, err = capsys.readouterr()
+    assert [line.split()[4] for line in out.splitlines()[-2:]] == ["1", "3"]
+    assert "  batch 3  trial 1/2" in err
+
+
+@pytest.mark.slow
 def test_a_configuration_has_a_process_of_its_own_whose_memory_is_told(folder, tmp_path):
     path = tmp_path / "report.json"
     assert run("--model", folder, *FLAGS, "--json", path) == 0
@@ -148,6 +180,9 @@ def test_a_folder_that_changes_while_it_is_measured_ends_with_1(tmp_path, here, 
         (["--model", "/nowhere/at/all"], "no model folder"),
         (["--depths", "3"], "depth"),
         (["--depths", "1,1"], "named once"),
+        (["--batch", "2,2"], "named once"),
+        (["--batch", "4,0"], "batch must be at least 1, got 4 0"),
+        (["--batch"], "batch must be at least 1, got none"),
         (["--prompt-tokens", "510", "--new-tokens", "3"], "must fit the context of 512, got 510 and 3"),
         (["--context", "513"], "must fit the context of 512, got 385 and 128"),
         (["--context", "128"], "context must be above the 128 new tokens, got 128"),

@@ -48,6 +48,8 @@ def test_reports_of_three_tools_stand_side_by_side(folder, written, swift, tmp_p
         (("config", "new_tokens"), 7, "its new tokens is 7, and not 5"),
         (("config", "prompt"), "splitmix64:1", "its prompt is splitmix64:1, and not splitmix64:0"),
         (("config", "sampling", "temperature"), 0.5, "its sampling is"),
+        (("config", "batch"), 8, "its batch is 8, and not 1"),
+        (("config", "batch"), 0, "batch must be at least 1, got 0"),
         (("summary", "valid"), False, "is not a valid measurement: it does not say why"),
         (("summary",), None, "summary must not be null"),
     ],
@@ -57,6 +59,18 @@ def test_what_cannot_be_compared_is_refused_in_one_line(written, tmp_path, capsy
     second = save(tmp_path / "b.json", changed(written, path, value))
     err = refused(capsys, 2, "--compare", first, second)
     assert words in err and str(second) in err
+
+
+def test_a_report_that_tells_of_no_batch_is_of_one_text(written):
+    other = changed(written, ("config", "batch"), ...)
+    assert (
+        len(
+            comparison.comparable(
+                [(name, report.checked(each, name)) for name, each in [("a", written), ("b", other)]]
+            )
+        )
+        == 2
+    )
 
 
 def test_an_invalid_report_is_named_with_its_reasons(written, tmp_path, capsys):

@@ -23,6 +23,7 @@ _PUBLIC = {
     "ModelConfig": "trm_mlx.model",
     "TinyRecursiveLM": "trm_mlx.model",
     "generate": "trm_mlx.generate",
+    "generate_batch": "trm_mlx.generate",
 }
 
 backend.prepare()

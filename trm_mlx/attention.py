@@ -38,6 +38,7 @@ def attention(
             causal = "causal" if T > 1 else None
             return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=causal)
         mask = causal_mask(T, S, window) if mask is None else mask
+        mask = mask if mask.dtype == mx.bool_ else mask.astype(q.dtype)
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
     if active() == "fused" and q.dtype == mx.float32:
         if mask is not None and mask.dtype == mx.bool_:

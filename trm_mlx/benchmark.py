@@ -1,8 +1,9 @@
 """`python -m trm_mlx.benchmark`: how fast MLX writes with a model here, and how that compares with other reports.
 
-The protocol is that of trm_mlx/trials.py. One report for each pair of depth and prompt, in the format `trm.bench/1`
-(trm_mlx/report.py). In it `load_ms` is reading, checking and placing the folder, which was read a moment before, and
-without imports; `first_prediction_ms` is the first prompt and the first single token.
+The protocol is that of trm_mlx/trials.py. One report for each depth, prompt and batch, in the format `trm.bench/1`
+(trm_mlx/report.py). A batch is so many equal texts at once: tokens per second are of all of them, times of one step.
+In a report `load_ms` is reading, checking and placing the folder, which was read a moment before, without imports;
+`first_prediction_ms` is the first prompt and the first single token.
 """
 
 import time
@@ -16,6 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from trm_mlx import PRETRAINED, checkpoint, comparison, config, machine, report, trials
+from trm_mlx.decode.rows import Rows
 from trm_mlx.decode.step import PREFILL, StepModel
 from trm_mlx.model import TinyRecursiveLM
 from trm_mlx.report import Report
@@ -34,14 +36,20 @@ class BenchmarkConfig:
     context: Annotated[
         tuple[int, ...], "tokens of a whole text to measure at, of which --new-tokens are made; empty: one prompt"
     ] = ()
-    json: Annotated[Path | None, "report to write; if there are several, one each: NAME-depth3-prompt128.json"] = None
+    batch: Annotated[tuple[int, ...], "equal texts at once to measure with; tokens per second are of all"] = (1,)
+    json: Annotated[
+        Path | None, "report to write; if there are several, one each: NAME-depth3-prompt128.json, -batch8 after it"
+    ] = None
     plot: Annotated[Path | None, "picture to draw, .png"] = None
     compare: Annotated[tuple[Path, ...], "reports to put side by side, of any tool; measures nothing"] = ()
     procedure: Procedure = field(default_factory=Procedure)
 
     def __post_init__(self) -> None:
-        if len({*self.depths}) < len(self.depths) or len({*self.context}) < len(self.context):
-            raise ValueError("depths and context must each be named once")
+        for each in (self.depths, self.context, self.batch):
+            if len({*each}) < len(each):
+                raise ValueError("depths, context and batch must each be named once")
+        if not self.batch or min(self.batch) < 1:
+            raise ValueError(f"batch must be at least 1, got {' '.join(map(str, self.batch)) or 'none'}")
         if self.plot and self.plot.suffix != ".png":
             raise ValueError(f"--plot must name a .png file, got {self.plot}")
         for context in self.context:
@@ -76,18 +84,41 @@ class Text:
 
     def append(self, ids: Sequence[int]) -> np.ndarray:
         start = time.perf_counter()
-        logits = self.step.scores(ids)
+        logits = self.scores(ids)
         self.first.setdefault(len(ids) == 1, time.perf_counter() - start)
         return logits
 
+    def scores(self, ids: Sequence[int]) -> np.ndarray:
+        """(V,)"""
+        return self.step.scores(ids)
 
-def measure_here(folder: Path, depth: int, procedure: Procedure) -> Measured:
+
+class Texts(Text):
+    """Equal texts at once, as `generate --batch` reads them; all are computed, and the first one is looked at."""
+
+    def __init__(self, model: TinyRecursiveLM, depth: int, batch: int) -> None:
+        super().__init__(model, depth)
+        self.model, self.depth, self.batch = model, depth, batch
+
+    def reset(self) -> None:
+        self.rows = Rows(self.model, self.batch, self.depth)
+
+    def scores(self, ids: Sequence[int]) -> np.ndarray:
+        begun = self.rows.column > 0
+        logits = (
+            self.rows.append([*ids] * self.batch) if begun else self.rows.read(dict.fromkeys(range(self.batch), ids))
+        )
+        mx.eval(logits)
+        return np.array(logits[0])
+
+
+def measure_here(folder: Path, depth: int, procedure: Procedure, batch: int = 1) -> Measured:
     """One configuration, measured in this process."""
     start = time.perf_counter()
     model, tokenizer = checkpoint.load(folder)
     seconds = time.perf_counter() - start
-    text = Text(model, depth)
-    name = f"depth {depth}  prompt_tokens {procedure.prompt_tokens}"
+    text = Text(model, depth) if batch == 1 else Texts(model, depth, batch)
+    name = f"depth {depth}  prompt_tokens {procedure.prompt_tokens}" + (f"  batch {batch}" if batch > 1 else "")
     found = trials.measure(text, tokenizer.vocabulary, procedure, name, memory=peak_memory)
     return Measured(
         trials=found,
@@ -126,14 +157,15 @@ def benchmark(settings: BenchmarkConfig) -> list[Report]:
     held = checkpoint.contents(settings.model)
     shape, revision = held.config, held.revision
     del held  # and with it the tensors
-    pairs = [(shape.at_depth(d), each) for d in settings.depths or (None,) for each in settings.procedures]
-    for _, each in pairs:
+    depths = [shape.at_depth(depth) for depth in settings.depths or (None,)]
+    cases = [(depth, each, batch) for depth in depths for each in settings.procedures for batch in settings.batch]
+    for _, each, _ in cases:
         if each.prompt_tokens + each.new_tokens > shape.context:
             sizes = f"{each.prompt_tokens} and {each.new_tokens}"
             raise ValueError(f"prompt and new tokens must fit the context of {shape.context}, got {sizes}")
     before, found = fingerprint(settings.model), []
-    for depth, procedure in pairs:
-        measured = trials.apart(measure_here, settings.model, depth, procedure)
+    for depth, procedure, batch in cases:
+        measured = trials.apart(measure_here, settings.model, depth, procedure, batch)
         if fingerprint(settings.model) != before:
             raise RuntimeError(f"{settings.model} changed while it was measured; measure a copy")
         data = trials.report(
@@ -153,10 +185,12 @@ def benchmark(settings: BenchmarkConfig) -> list[Report]:
             chunk=PREFILL,
             context=shape.context,
             load=measured.load,
+            batch=batch,
         )
         if path := settings.json:
-            many = path.with_name(f"{path.stem}-depth{depth}-prompt{procedure.prompt_tokens}{path.suffix}")
-            report.write(many if len(pairs) > 1 else path, data)
+            ending = f"-batch{batch}" if len(settings.batch) > 1 else ""
+            many = path.with_name(f"{path.stem}-depth{depth}-prompt{procedure.prompt_tokens}{ending}{path.suffix}")
+            report.write(many if len(cases) > 1 else path, data)
         found.append(report.checked(data, "the report"))
     return found
 

@@ -6,6 +6,8 @@ first few: arXiv 2309.17453), keeps the first pass's for all passes, or keeps th
 A cache of a window is a ring: position p lies in place p until the ring is full, and then in the place of the oldest.
 The ring is SPARE positions larger than its window, so that as many can be read at once, or taken back.
 
+Rows of different lengths end in one place: `Cache.lead` is how many places at the beginning of each hold nothing.
+
 Shapes: B batch, N key-value heads, S places, T tokens, K head width.
 """
 
@@ -123,6 +125,7 @@ class Cache:
     def __init__(self, config: ModelConfig, depth: int, kind: CacheConfig = EVERYTHING) -> None:
         self.config, self.depth, self.kind, self.length = config, depth, kind, 0
         self.reach = 0  # most positions ever held, which is how far a ring has been written
+        self.lead: mx.array | None = None  # (B,) places at the beginning of each row that hold nothing; no ring then
         widths = [width for width in (config.window, kind.cache_window) if width]
         self.window = min(widths, default=0)  # 0: a position sees all before it
         narrowed = kind.cache_window and kind.cache_window == self.window != config.window
@@ -188,7 +191,8 @@ class Cache:
     def visible(self, T: int) -> mx.array | None:
         """Who of the next T positions sees what `Slot.append` gives, as `attention.attention` takes it."""
         alibi = self.config.heads if self.config.position == "alibi" else 0
-        if not alibi and not self.ring and not self.sinks and self.window == self.config.window:
+        plain = not self.ring and not self.sinks and self.window == self.config.window
+        if plain and not alibi and self.lead is None:
             return None
         end = self.length + T
         query = mx.arange(self.length, end)
@@ -200,6 +204,8 @@ class Cache:
             key = self.held(end - 1, self.capacity(end))
         else:
             key = mx.arange(end)
+        if self.lead is not None:
+            query, key = query - self.lead[:, None], key - self.lead[:, None]
         return added(query, key, self.window, self.sinks, alibi)
 
     def advance(self, T: int) -> None:
@@ -229,6 +235,10 @@ class Cache:
         """Whether all that position `length` would see is still there."""
         return length == 0 or not self.ring or self.reach <= self.ring or length + SPARE >= self.reach
 
+    def starts(self) -> int | mx.array:
+        """The position of the next token: of all rows, or (B,) of each where they have a lead."""
+        return self.length if self.lead is None else self.length - self.lead
+
     def reserve(self, B: int, T: int) -> None:
         """Make room for T more positions of B float32 rows, for who writes to `arrays` himself."""
         c, capacity = self.config, self.capacity(self.length + T)
@@ -236,6 +246,12 @@ class Cache:
         for slot in self.slots:
             if slot.lender is None:
                 slot.reserve(capacity, like)
+
+    def replace(self, arrays: Sequence[mx.array]) -> None:
+        """Take these in place of `arrays`."""
+        left = iter(arrays)
+        for slot in self.slots:
+            slot.parts = [next(left) for _ in slot.parts]
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep these rows of the batch, in this order; a row may come several times, or not at all.
@@ -263,17 +279,18 @@ def held(last: mx.array, places: int, ring: int, sinks: int) -> mx.array:
 
 
 def added(query: mx.array, key: mx.array, window: int, sinks: int, alibi: int) -> mx.array:
-    """(1, 1 or H, T, S) numbers to add to the scores of queries and keys at these positions.
+    """(1 or B, 1 or H, T, S) numbers to add to the scores of queries and keys at these positions.
 
     Args:
-        query, key: (T,) and (S,) integers; keys above a query, and negative ones, are not seen by it.
+        query, key: (T,) and (S,) integers, or (B, T) and (B, S); keys above a query, and negative ones, are not
+            seen by it.
         window, sinks: farthest distance seen, plus one (0: any), but for the first so many positions.
         alibi: heads whose scores fall with distance; 0: none.
     """
-    query, key = query[:, None], key[None]
-    seen = (key <= query) & (key >= 0)
+    query, key = query.reshape(-1, 1, query.shape[-1], 1), key.reshape(-1, 1, 1, key.shape[-1])
+    seen = (key <= query) & ((key >= 0) | (key == query))  # what holds nothing sees itself: no row may see nothing
     if window:
         near = key > query - window
         seen = seen & (near | (key < sinks) if sinks else near)
-    falling = -slopes(alibi)[:, None, None] * mx.abs(query - key) if alibi else mx.zeros((1, 1, 1))
-    return mx.where(seen, falling, NEVER)[None]
+    falling = -slopes(alibi)[:, None, None] * mx.abs(query - key) if alibi else mx.zeros((1, 1, 1, 1))
+    return mx.where(seen, falling, NEVER)

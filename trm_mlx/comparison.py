@@ -16,6 +16,7 @@ ALIKE: dict[str, Callable[[Report], Any]] = {  # what reports must share to be c
     "new tokens": lambda each: each.config.new_tokens,
     "prompt": lambda each: each.config.prompt,
     "sampling": lambda each: json.loads(each.config.sampling),
+    "batch": lambda each: each.config.batch,
 }
 
 
@@ -47,16 +48,16 @@ def table(reports: Sequence[Report]) -> str:
         f"new_tokens {setup.new_tokens}  {setup.prompt}",
         *(f"[{number}] {place}" for number, place in enumerate(places, 1)),
         "",
-        f"{'':4}{'':18} {'depth':>5} {'prompt':>6} {'trials':>6} {'prefill':>9} {'decode':>9} {'ttft':>8} "
+        f"{'':22} {'depth':>5} {'prompt':>6} {'batch':>5} {'trials':>6} {'prefill':>9} {'decode':>9} {'ttft':>8} "
         f"{'token p50':>10} {'p90':>8} {'p95':>8} {'load':>8} {'memory':>7} {'weights':>7}",
-        f"{'':22} {'':5} {'tokens':>6} {'':6} {'tokens/s':>9} {'tokens/s':>9} {'p50 ms':>8} "
+        f"{'':22} {'':5} {'tokens':>6} {'':5} {'':6} {'tokens/s':>9} {'tokens/s':>9} {'p50 ms':>8} "
         f"{'ms':>10} {'ms':>8} {'ms':>8} {'ms':>8} {'MB':>7} {'MB':>7}  precision",
     ]
     for each in reports:
         result, token = each.summary, each.summary.tpot_ms
         line = (
             f"[{places.index(_place(each)) + 1}] {_runner(each):18} {each.model.recursions:5} "
-            f"{each.config.prompt_tokens:6} {len(each.trials):6} "
+            f"{each.config.prompt_tokens:6} {each.config.batch:5} {len(each.trials):6} "
             f"{result.prefill_tokens_per_s:9.1f} {result.decode_tokens_per_s:9.1f} {result.ttft_ms.p50:8.2f} "
             f"{token.p50:10.3f} {token.p90:8.3f} {token.p95:8.3f} {each.load.load_ms:8.1f} "
             f"{_megabytes(_memory(each))} {_megabytes(each.model.weights_bytes)}  {each.model.precision or ''}"
@@ -116,8 +117,11 @@ def plot(reports: Sequence[Report], out: Path) -> None:
     labels = []
     for each in reports:
         at = f"[{places.index(_place(each)) + 1}] " if len(places) > 1 else ""
+        beside = "" if each.config.batch == 1 else f"  batch {each.config.batch}"
         end = "" if each.summary.valid else "  (not valid)"
-        labels.append(f"{at}{_runner(each)}  depth {each.model.recursions}  prompt {each.config.prompt_tokens}{end}")
+        labels.append(
+            f"{at}{_runner(each)}  depth {each.model.recursions}  prompt {each.config.prompt_tokens}{beside}{end}"
+        )
     figure = figures.Figure(figsize=(width, base + row * len(reports)), layout="constrained")
     figure.suptitle(f"{reports[0].model.name}, {reports[0].config.new_tokens} new tokens")
     panels = figure.subplots(1, 4, sharey=True)

@@ -77,21 +77,28 @@ def _rms(epsilon: float):
     return norm
 
 
-def rope(x: mx.array, base: float, start: int) -> mx.array:
+def rope(x: mx.array, base: float, start: int | mx.array, end: int = 0) -> mx.array:
     """Turn feature m with feature m + K/2 by position times base^(-2 m / K).
 
     Args:
         x: (B, H, T, K), K even.
         base: of the wavelengths.
-        start: position of the first of the T.
+        start: position of the first of the T, or (B,) that of each row.
+        end: for such, what no position of any row reaches.
 
     Source: RoFormer, arXiv 2104.09864, equation 34, on halves instead of neighbours.
     """
     T, K = x.shape[2:]
     if active() == "plain" or x.dtype != mx.float32:
         return mx.fast.rope(x, K, traditional=False, base=base, scale=1.0, offset=start)
-    cosines, sines = (table[start : start + T] for table in _turns(K, base, 1 << (start + T - 1).bit_length()))
-    if active() == "lean":
+    end = start + T if isinstance(start, int) else end
+    tables = _turns(K, base, 1 << (end - 1).bit_length())
+    if isinstance(start, int):
+        cosines, sines = (table[start:end] for table in tables)
+    else:
+        at = mx.maximum(start[:, None, None] + mx.arange(T), 0)  # (B, 1, T); below 0 a row holds nothing
+        cosines, sines = (table[at] for table in tables)
+    if active() == "lean" or not isinstance(start, int):
         low, high = mx.split(x, 2, axis=-1)
         return x * cosines + mx.concatenate([high, low], axis=-1) * sines
     x = x.swapaxes(1, 2)  # which is how it lies in memory, and a product would copy it otherwise

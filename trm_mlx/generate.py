@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from io import TextIOWrapper
 from pathlib import Path
@@ -11,6 +11,8 @@ from typing import Annotated, Any, TypeVar
 
 from trm_mlx import PRETRAINED, config
 from trm_mlx.cache import CacheConfig
+from trm_mlx.decode import batch as many
+from trm_mlx.decode import jobs as work
 from trm_mlx.decode.constrain import ConstrainConfig, constraint
 from trm_mlx.decode.exits import ExitConfig, ExitModel
 from trm_mlx.decode.sampling import SamplingConfig
@@ -22,8 +24,10 @@ from trm_mlx.model import TinyRecursiveLM
 from trm_mlx.tokenizer import Tokenizer
 
 Settings = TypeVar("Settings")
+How = tuple[StreamConfig, SamplingConfig, WordsConfig]
 
 MADE = ("sampling", "words", "constrain", "search", "cache", "exits")  # settings that a reply tells
+SEARCHES = "beams and best_of search one prompt at a time"
 LARGEST_PROMPT = 1 << 22  # bytes; far beyond any context
 
 
@@ -43,11 +47,18 @@ class GenerateConfig:
     search: SearchConfig = field(default_factory=SearchConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     exits: ExitConfig = field(default_factory=ExitConfig)
+    jobs: work.JobsConfig = field(default_factory=work.JobsConfig)
 
     def __post_init__(self) -> None:
         self.search.check(self.sampling)
         self.constrain.check(self.stream.stop)
         one_text(self.search, self.exits)
+        if self.jobs.input and (self.prompt is not None or self.prompt_file is not None or self.json):
+            raise ValueError(
+                "--input has prompts of its own and writes JSON; leave --prompt, --prompt-file and --json"
+            )
+        if self.jobs.input:
+            simple(self.search, self.exits, self.constrain)
         if self.prompt is not None and self.prompt_file is not None:
             raise ValueError("give --prompt or --prompt-file, not both")
 
@@ -66,18 +77,7 @@ def generate(
     Raises:
         ValueError: the prompt fills the context, or an option is unknown, out of its range or at odds with another.
     """
-    kinds = (StreamConfig, SamplingConfig, WordsConfig, ConstrainConfig, SearchConfig, CacheConfig, ExitConfig)
-    known = {key.name: kind for kind in kinds for key in fields(kind)}
-    if unknown := options.keys() - known.keys():
-        raise ValueError(f"unknown option {sorted(unknown)[0]!r}; known are {', '.join(sorted(known))}")
-
-    def chosen(kind: type[Settings]) -> Settings:
-        return kind(**{name: value for name, value in options.items() if known[name] is kind})
-
-    how, search = (chosen(StreamConfig), chosen(SamplingConfig), chosen(WordsConfig)), chosen(SearchConfig)
-    kind, exits, form = chosen(CacheConfig), chosen(ExitConfig), chosen(ConstrainConfig)
-    form.check(how[0].stop)
-    one_text(search, exits)
+    how, search, kind, exits, form = _chosen(options)
     ids = _ids(tokenizer, prompt, chat)
     kept = constraint(form, tokenizer, how[2], ids)
     if not search.streams:
@@ -86,10 +86,69 @@ def generate(
     return Timed(events(model, tokenizer, ids, *how, kind, kept, source), len(ids), source).whole()
 
 
+def generate_batch(
+    model: TinyRecursiveLM,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    *,
+    batch: int = 16,
+    chat: bool = False,
+    seeds: Sequence[int] | None = None,
+    **options: Any,
+) -> list[Reply]:
+    """The texts that `generate` would give for each of these prompts, made many at a time.
+
+    Args:
+        prompts: of any lengths; the texts come in their order.
+        batch: texts at work at once; a text that ends makes place for the next prompt.
+        seeds: one for each prompt; None: all have the option `seed`.
+        chat, options: as of `generate`, but for beams, best_of, exits and forms.
+
+    Raises:
+        ValueError: as `generate`, before there is a text; also for those options, or seeds of another number.
+    """
+    how, search, kind, exits, form = _chosen(options)
+    simple(search, exits, form)
+    if seeds is not None and len(seeds) != len(prompts):
+        raise ValueError(f"seeds must be one for each prompt, got {len(seeds)} for {len(prompts)} prompts")
+    each = [None] * len(prompts) if seeds is None else seeds
+    requests = [
+        many.Request(tuple(_ids(tokenizer, prompt, chat)), None, seed)
+        for prompt, seed in zip(prompts, each, strict=True)
+    ]
+    found = dict(many.replies(model, tokenizer, requests, batch, *how, kind))
+    return [found[index] for index in range(len(prompts))]
+
+
+def _chosen(options: Mapping[str, Any]) -> tuple[How, SearchConfig, CacheConfig, ExitConfig, ConstrainConfig]:
+    """The settings that options by name make."""
+    kinds = (StreamConfig, SamplingConfig, WordsConfig, ConstrainConfig, SearchConfig, CacheConfig, ExitConfig)
+    known = {key.name: kind for kind in kinds for key in fields(kind)}
+    if unknown := options.keys() - known.keys():
+        raise ValueError(f"unknown option {sorted(unknown)[0]!r}; known are {', '.join(sorted(known))}")
+
+    def made(kind: type[Settings]) -> Settings:
+        return kind(**{name: value for name, value in options.items() if known[name] is kind})
+
+    how, search = (made(StreamConfig), made(SamplingConfig), made(WordsConfig)), made(SearchConfig)
+    exits, form = made(ExitConfig), made(ConstrainConfig)
+    form.check(how[0].stop)
+    one_text(search, exits)
+    return how, search, made(CacheConfig), exits, form
+
+
 def one_text(search: SearchConfig, exits: ExitConfig) -> None:
     """Refuse exits for several texts at work."""
     if exits.exit and not search.streams:
         raise ValueError("exit is for one text that streams; leave out beams and best_of")
+
+
+def simple(search: SearchConfig, exits: ExitConfig, form: ConstrainConfig) -> None:
+    """Refuse what only one text at a time can have."""
+    if not search.streams:
+        raise ValueError(f"a batch draws one text for each prompt; {SEARCHES}")
+    if exits.exit or not form.free:
+        raise ValueError("a batch runs all passes and knows no forms; leave out exit, choices, regex and json_schema")
 
 
 def reader(model: TinyRecursiveLM, settings: StreamConfig, kind: CacheConfig, exits: ExitConfig) -> StepModel | None:
@@ -172,12 +231,32 @@ def run(settings: GenerateConfig) -> Reply:
     return reply
 
 
+def run_jobs(settings: GenerateConfig, path: Path) -> list[Reply]:
+    """Generate for a file of prompts; gives the replies that were not there already."""
+    from trm_mlx import checkpoint
+
+    work.check(settings.jobs)
+    content, name = work.content(path), "standard input" if str(path) == "-" else str(path)
+    model, tokenizer = checkpoint.load(settings.model)
+    found = work.jobs(content, name, tokenizer, model.config.context, chat=settings.chat)
+    how = (settings.stream, settings.sampling, settings.words, settings.cache)
+    made = {}
+    if settings.jobs.resumable:
+        made = work.dependencies(content, checkpoint.contents(settings.model).revision, settings.chat, *how)
+    return work.fill(
+        settings.jobs, found, made, lambda left: many.replies(model, tokenizer, left, settings.jobs.batch, *how)
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     settings = config.parse(GenerateConfig, argv, program="trm_mlx.generate")
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal of few characters shows ? for the others
     with config.door("trm_mlx.generate"):
-        run(settings)
+        if settings.jobs.input:
+            run_jobs(settings, settings.jobs.input)
+        else:
+            run(settings)
 
 
 class _Callable(ModuleType):

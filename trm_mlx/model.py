@@ -86,8 +86,8 @@ class Attention(nn.Module):
             q, k = self.query_norm(q), self.key_norm(k)
         q, k, v = (a.transpose(0, 2, 1, 3) for a in (q, k, v))  # (B, H or N, T, K)
         if self.rope_base:
-            start = slot.length if slot else 0
-            q, k = fused.rope(q, self.rope_base, start), fused.rope(k, self.rope_base, start)
+            start, end = (slot.cache.starts(), slot.length + T) if slot else (0, T)
+            q, k = fused.rope(q, self.rope_base, start, end), fused.rope(k, self.rope_base, start, end)
         if slot:
             k, v = slot.append(k, v)
         y = attention(q, k, v, 1 / math.sqrt(K), mask, self.window)
@@ -227,7 +227,8 @@ class TinyRecursiveLM(nn.Module):
         keys = [None] * (depth + 2)
         if self.training and self.config.dropout:
             keys = mx.random.split(mx.random.randint(0, 1 << 31, (2,)).astype(mx.uint32), depth + 2)
-        h = anchor = self.run_prelude(ids, start, visible, cache.prelude if cache else None, keys[depth])
+        slots, lead = (cache.prelude, cache.lead) if cache else (None, None)
+        h = anchor = self.run_prelude(ids, start, visible, slots, keys[depth], lead)
         run = self._recomputed if self.recompute else self.run_pass
         states = []
         for index in range(depth):
@@ -245,9 +246,11 @@ class TinyRecursiveLM(nn.Module):
         """An empty cache for `depth` passes; None: all."""
         return Cache(self.config, self.config.at_depth(depth), kind)
 
-    def run_prelude(self, ids: mx.array, start: int, visible, slots: list[Slot] | None, key=None) -> mx.array:
+    def run_prelude(
+        self, ids: mx.array, start: int, visible, slots: list[Slot] | None, key=None, lead: mx.array | None = None
+    ) -> mx.array:
         """(B, T) ids, the first at position `start` -> (B, T, D): the anchor, and the state before the first pass."""
-        return _rms(_through(self.prelude, self._embed(ids, start), 0, visible, slots, key))
+        return _rms(_through(self.prelude, self._embed(ids, start, lead), 0, visible, slots, key))
 
     def run_pass(
         self, h: mx.array, anchor: mx.array, index: int, visible, slots: list[Slot] | None, key=None
@@ -264,13 +267,14 @@ class TinyRecursiveLM(nn.Module):
         h = _through(self.coda, h, 0, visible, slots, key)
         return self.embedding.as_linear(self.final_norm(h[:, -1:] if last else h))
 
-    def _embed(self, ids: mx.array, start: int) -> mx.array:
+    def _embed(self, ids: mx.array, start: int, lead: mx.array | None) -> mx.array:
         x, end, position = _rms(self.embedding(ids)), start + ids.shape[1], self.config.position
         if position in ("learned", "sinusoidal") and end > self.config.context:
             raise ValueError(f"{position} positions end at {self.config.context}, got {end} tokens")
+        at = mx.arange(start, end) if lead is None else mx.maximum(mx.arange(start, end) - lead[:, None], 0)
         if position == "learned":
-            return x + self.positions[start:end]
-        return x + _waves(start, end, self.config.width) if position == "sinusoidal" else x
+            return x + (self.positions[start:end] if lead is None else self.positions[at])
+        return x + waves(at, self.config.width) if position == "sinusoidal" else x
 
     def _recomputed(self, h: mx.array, anchor: mx.array, index: int, visible, slots, key) -> mx.array:
         weights = {name: array for name, array in named(self).items() if name.startswith(("core.", "injection"))}
@@ -292,10 +296,13 @@ def _through(blocks: list[Block], x: mx.array, index: int, visible, slots: list[
     return x
 
 
-def _waves(start: int, end: int, width: int) -> mx.array:
-    """(end - start, width): sines in the first half, cosines in the second. Source: arXiv 1706.03762, 3.5."""
+def waves(at: mx.array, width: int) -> mx.array:
+    """(..., width) of (...) positions: sines in the first half, cosines in the second.
+
+    Source: arXiv 1706.03762, 3.5.
+    """
     rates = 10_000.0 ** (-mx.arange(0, width, 2) / width)
-    angles = mx.arange(start, end)[:, None] * rates
+    angles = at[..., None] * rates
     return mx.concatenate([mx.sin(angles), mx.cos(angles)], axis=-1)
 
 

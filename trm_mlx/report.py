@@ -69,6 +69,13 @@ class Setup:
     prompt: str
     sampling: str  # as JSON: the schema says only that it is a table
     context_length: int | None = None
+    batch: int = (
+        1  # texts at once, of which the tokens per second are; our key, in a table that the schema leaves open
+    )
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ValueError(f"batch must be at least 1, got {self.batch}")
 
 
 @dataclass(frozen=True, kw_only=True)

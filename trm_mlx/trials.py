@@ -52,7 +52,7 @@ class Procedure:
 
 
 class Text(Protocol):
-    """One text at a time, read token by token."""
+    """One text at a time, or several equal ones, read token by token."""
 
     def reset(self) -> None:
         """Begin a text."""
@@ -151,8 +151,13 @@ def distribution(values: Sequence[float]) -> dict[str, float]:
     return {"n": len(values), "p50": p50, "p90": p90, "p95": p95, **ends}
 
 
-def summary(trials: Sequence[Trial], low_power: bool | None, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
+def summary(
+    trials: Sequence[Trial], low_power: bool | None, prompt_tokens: int, new_tokens: int, batch: int = 1
+) -> dict[str, Any]:
     """What the trials come to, and why they do not count if they do not.
+
+    Args:
+        batch: equal texts at once; tokens per second are of all of them, times of one step.
 
     Raises:
         RuntimeError: no trial made a second token.
@@ -172,8 +177,8 @@ def summary(trials: Sequence[Trial], low_power: bool | None, prompt_tokens: int,
     if low_power:
         reasons.append("Low Power Mode was on")
     return {
-        "decode_tokens_per_s": len(gaps) * 1e9 / sum(gaps),
-        "prefill_tokens_per_s": prompt_tokens * len(trials) * 1e9 / sum(each.prefill_ns for each in trials),
+        "decode_tokens_per_s": batch * len(gaps) * 1e9 / sum(gaps),
+        "prefill_tokens_per_s": batch * prompt_tokens * len(trials) * 1e9 / sum(each.prefill_ns for each in trials),
         "ttft_ms": distribution([trial.ttft_ns / 1e6 for trial in trials]),
         "tpot_ms": distribution([gap / 1e6 for gap in gaps]),
         "memory_peak_bytes": max(trial.memory_peak_bytes for trial in trials),
@@ -193,6 +198,7 @@ def report(
     context: int,
     load: dict[str, float | None],
     placement: dict[str, float] | None = None,
+    batch: int = 1,
 ) -> dict[str, Any]:
     """One report in the format `trm.bench/1`, as plain JSON.
 
@@ -200,6 +206,7 @@ def report(
         runtime: `runtime` and `runtime_version`.
         chunk: tokens that the prompt is read in.
         model, load, placement: those keys of the report.
+        batch: as of `summary`.
     """
     device = machine.facts()
     return {
@@ -218,11 +225,12 @@ def report(
             "prompt": f"splitmix64:{procedure.seed}",
             "sampling": {"temperature": 0, "ignore_eos": True},
             "context_length": context,
+            "batch": batch,
         },
         "placement": placement,
         "load": load,
         "trials": [config.to_json(trial) for trial in trials],
-        "summary": summary(trials, device["low_power_mode"], procedure.prompt_tokens, procedure.new_tokens),
+        "summary": summary(trials, device["low_power_mode"], procedure.prompt_tokens, procedure.new_tokens, batch),
         "energy": None,
     }
 

@@ -83,17 +83,16 @@ class Folded:
         now = list(named(model.parameters()).values())
         return len(now) == len(self.source) and all(a is b for a, b in zip(now, self.source, strict=True))
 
-    def step(self, ids: np.ndarray, cache: Cache, lead: np.ndarray | None = None) -> np.ndarray:
+    def step(self, ids: np.ndarray, cache: Cache) -> np.ndarray:
         """Scores after each of the ids, which the cache then holds.
 
         Args:
             ids: (B, T) integers below V.
-            lead: (B,) places at the beginning of each row that hold nothing; None: no such places.
 
         Returns:
             (B, T, V) float32.
         """
-        place = self.place(cache, *ids.shape, lead)
+        place = self.place(cache, *ids.shape)
         h = anchor = self.run_prelude(ids, place)
         for index in range(cache.depth):
             h = self.run_pass(h, anchor, index, place)
@@ -101,9 +100,9 @@ class Folded:
         cache.advance(ids.shape[1])
         return logits
 
-    def place(self, cache: Cache, B: int, T: int, lead: np.ndarray | None = None) -> Place:
+    def place(self, cache: Cache, B: int, T: int) -> Place:
         """Where the next T positions of B rows are; makes room for them in the cache."""
-        c = self.config
+        c, lead = self.config, None if cache.lead is None else np.array(cache.lead)
         start, end = cache.length, cache.length + T
         if end > cache.places and cache.places < (cache.ring or end):
             cache.reserve(B, T)
@@ -144,9 +143,11 @@ class Folded:
         c, T, S = self.config, query.size, key.size
         seen = (key <= query[:, None]) & (key >= 0)
         if cache.window:
-            near = key > query[:, None] - cache.window
-            seen &= near | (key < cache.sinks) if cache.sinks else near
-        seen = seen[None] if lead is None else seen & (key >= lead[:, None, None])  # (1 or B, T, S)
+            near = (key > query[:, None] - cache.window)[None]
+            first = 0 if lead is None else lead[:, None, None]
+            seen = seen & (near | (key - first < cache.sinks) if cache.sinks else near)
+        seen = seen.reshape(-1, T, S)  # (1 or B, T, S)
+        seen = seen if lead is None else seen & (key >= lead[:, None, None])
         if seen.all() and c.position != "alibi":
             return None
         mask = np.where(seen, np.float32(0), np.float32(NEVER))[:, None]

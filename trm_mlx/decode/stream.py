@@ -83,28 +83,42 @@ def events(
             are not numbers, a word to favour is not one token, or no text of the form fits.
     """
     text = opened(model, prompt, settings.depth, kind, source)
-    ends, decoder, scanner = (tokenizer.eos, tokenizer.end), tokenizer.stream(), Scanner(settings.stop)
-    most = min(settings.max_tokens, model.config.context - len(prompt))
+    writer = Writer(tokenizer, settings, model.config.context - len(prompt))
     if constraint is not None:
-        constraint.check(most)
-    chooser = Chooser(sampling, Words(words, tokenizer), tokenizer.vocabulary, prompt, constraint, most)
-    for count, token in enumerate(picks(text, prompt, most, chooser), 1):
-        if token in ends:
-            yield Event(token, scanner.push(decoder.finish()) + scanner.finish(), "end")
+        constraint.check(writer.most)
+    chooser = Chooser(sampling, Words(words, tokenizer), tokenizer.vocabulary, prompt, constraint, writer.most)
+    for token in picks(text, prompt, writer.most, chooser):
+        event = writer.event(token, over=chooser.over)
+        yield event
+        if event.reason:
             return
-        said = scanner.push(decoder.push(token))
-        reason: Reason | None = None
-        if scanner.found:
-            reason = "stop"
-        elif chooser.over:
+
+
+class Writer:
+    """One text as its tokens come: what each of them makes certain, and why the last one is the last."""
+
+    def __init__(self, tokenizer: Tokenizer, settings: StreamConfig, room: int) -> None:
+        """room: positions that the model has left."""
+        self.ends, self.decoder = (tokenizer.eos, tokenizer.end), tokenizer.stream()
+        self.scanner, self.settings, self.count = Scanner(settings.stop), settings, 0
+        self.most = min(settings.max_tokens, room)
+
+    def event(self, token: int, *, over: bool = False) -> Event:
+        """Of the next token; after one with a reason there must be none. over: nothing can follow it."""
+        self.count += 1
+        if token in self.ends:
+            return Event(token, self._rest(), "end")
+        said, reason = self.scanner.push(self.decoder.push(token)), None
+        if over:
             reason = "end"
-        elif count == most:
-            reason = "length" if count == settings.max_tokens else "context"
-        if reason:
-            said += scanner.push(decoder.finish()) + scanner.finish()
-            yield Event(token, said, "stop" if scanner.found else reason)
-            return
-        yield Event(token, said)
+        elif self.count == self.most:
+            reason = "length" if self.count == self.settings.max_tokens else "context"
+        if reason or self.scanner.found:
+            said += self._rest()
+        return Event(token, said, "stop" if self.scanner.found else reason)
+
+    def _rest(self) -> str:
+        return self.scanner.push(self.decoder.finish()) + self.scanner.finish()
 
 
 def picks(text: StepModel, prompt: Sequence[int], most: int, chooser: Chooser) -> Iterator[int]:
@@ -143,12 +157,16 @@ def opened(
     Raises:
         ValueError: the prompt is empty or fills the context, or the depth is above the model's.
     """
-    context = model.config.context
+    check_prompt(prompt, model.config.context)
+    return source or StepModel(model, depth, kind)
+
+
+def check_prompt(prompt: Sequence[int], context: int) -> None:
+    """Refuse a prompt that is empty or leaves no room in the context."""
     if not 0 < len(prompt) < context:
         raise ValueError(
             f"the prompt must have 1 to {context - 1} tokens, as the context is {context}, got {len(prompt)}"
         )
-    return source or StepModel(model, depth, kind)
 
 
 class Scanner:
