@@ -29,6 +29,7 @@ from trm_mlx.generate import generate
 from trm_mlx.tokenizer import Tokenizer
 
 WORD = re.compile(r"(?<![\w'’-])[a-z]{3,}(?![\w'’-])")  # names and first words of sentences have a capital
+SENTENCE = re.compile(r"[.!?]+[\"'”’)]*\s+")
 PROMPT_TOKENS = 40  # left free for the prompt
 
 
@@ -45,6 +46,7 @@ class PairsConfig:
     words: Annotated[int, "words in a prompt"] = 3
     least: Annotated[int, "fewest tokens in a response"] = 100
     length: Annotated[int, "most tokens in a prompt and its response, role and end tokens included"] = 256
+    sentence: Annotated[float, "most words to a sentence of a response, on average; 0: any number"] = 0.0
     seed: Annotated[int, "of every choice"] = 0
 
     def __post_init__(self) -> None:
@@ -54,6 +56,8 @@ class PairsConfig:
         for name in ("held_out", "plain"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+        if not 0 <= self.sentence < math.inf:
+            raise ValueError(f"sentence must be at least 0, got {self.sentence}")
         if self.length < self.least + PROMPT_TOKENS:
             raise ValueError(f"length must be at least {self.least + PROMPT_TOKENS}, got {self.length}")
 
@@ -111,6 +115,12 @@ def passages(text: str, tokenizer: Tokenizer, least: int, most: int) -> Iterator
         yield "\n\n".join(run)
 
 
+def words_to_a_sentence(passage: str) -> float:
+    """On average."""
+    sentences = [each for each in SENTENCE.split(passage) if each.strip()]
+    return len(passage.split()) / max(1, len(sentences))
+
+
 def content_words(found: Sequence[str]) -> set[str]:
     """The words that say what a passage is about: neither everywhere nor rare, and often twice where they are once.
 
@@ -157,6 +167,8 @@ def pairs(settings: PairsConfig) -> tuple[list[dict], list[dict]]:
             train.append({"text": text})
             continue
         for passage in story:
+            if settings.sentence and words_to_a_sentence(passage) > settings.sentence:
+                continue
             words = choose(passage, known, settings.words, draw)
             prompt = ask(words)
             size = len(tokenizer.encode(prompt)) + len(tokenizer.encode(passage)) + 6  # roles, ends, bos and eos

@@ -96,6 +96,16 @@ def test_passages_are_whole_paragraphs_within_their_limits():
     assert list(words.passages(text, tokenizer, 30, 60)) == []
 
 
+def test_responses_of_long_sentences_can_be_left_out(stories, made):
+    assert words.words_to_a_sentence('"Oh!" said she. "You came." He had.\n\nNobody spoke.') == 9 / 5
+    (every, _), limit = made, 18.0
+    lengths = [words.words_to_a_sentence(each["response"]) for each in every if "response" in each]
+    (few, _) = words.pairs(settings(stories, sentence=limit))
+    kept = [words.words_to_a_sentence(each["response"]) for each in few if "response" in each]
+    assert kept == [each for each in lengths if each <= limit]
+    assert 0 < len(kept) < len(lengths)
+
+
 def test_words_that_come_in_heaps_are_chosen_over_those_spread_evenly():
     passages = [f"then although the {topic} and the {topic} were here" for topic in TOPICS * 30]
     passages += ["nothing of note was said there at length"] * 2000

@@ -1,8 +1,8 @@
 """`python -m trm_mlx.benchmark`: how fast MLX writes with a model here, and how that compares with other reports.
 
 The protocol is that of trm_mlx/trials.py. One report for each depth, prompt and batch, in the format `trm.bench/1`
-(trm_mlx/report.py). A batch is so many equal texts at once: tokens per second are of all of them, times of one step.
-In a report `load_ms` is reading, checking and placing the folder, which was read a moment before, without imports;
+(trm_mlx/report.py). A batch is so many equal texts at once: tokens per second are of all, times of one step. In a
+report `load_ms` is reading, checking and placing the folder, which was read a moment before, and without imports;
 `first_prediction_ms` is the first prompt and the first single token.
 """
 
@@ -104,10 +104,10 @@ class Texts(Text):
         self.rows = Rows(self.model, self.batch, self.depth)
 
     def scores(self, ids: Sequence[int]) -> np.ndarray:
-        begun = self.rows.column > 0
-        logits = (
-            self.rows.append([*ids] * self.batch) if begun else self.rows.read(dict.fromkeys(range(self.batch), ids))
-        )
+        if self.rows.column == 0:
+            logits = self.rows.read(dict.fromkeys(range(self.batch), ids))
+        else:
+            logits = self.rows.append([*ids] * self.batch)
         mx.eval(logits)
         return np.array(logits[0])
 
