@@ -6,7 +6,9 @@ The app reads the same file; docs/export.md explains every key.
 import contextlib
 import hashlib
 import json
+import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,9 @@ from trm_mlx.tokenizer import Tokenizer
 
 FILE, TOKENIZER, GOLDEN = "manifest.json", "tokenizer.model", "golden.json"
 FORMAT, VERSION = "trm.export", 1
+LARGEST = 1 << 20  # of a size; with the next one, what keeps a reader's products in 64 bits
+CACHE = 1 << 31  # numbers
+COUNTED = 1 << 40  # parameters, or bytes of a file
 
 StateKind = Literal["model", "host"]
 Compression = Literal["none", "int8", "int4", "lut8", "lut6", "lut4"]
@@ -55,6 +60,12 @@ class Sampling:
     top_p: float
     min_p: float
     repetition_penalty: float
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or not 0 <= self.min_p <= 1:
+            raise ValueError(f"sampling must be what generate takes, got {self}")
+        if self.repetition_penalty <= 0:
+            raise ValueError(f"sampling must have a repetition_penalty above 0, got {self.repetition_penalty}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,17 +122,69 @@ class Manifest:
     files: Annotated[tuple[FileRecord, ...], "every other file of the folder, by path"]
 
     def __post_init__(self) -> None:
-        depths = [pair.depth for pair in self.functions]
-        if not depths or depths != sorted({*depths} - {0}):
-            raise ValueError(f"functions must have ascending depths from 1, got {depths}")
-        if Path(self.package).name != self.package or not self.package.endswith(".mlpackage"):
-            raise ValueError(f"package must be the name of an .mlpackage, got {self.package!r}")
-        for record in self.files:
-            parts = record.path.split("/")
-            if "\\" in record.path or "\0" in record.path or any(part in ("", ".", "..") for part in parts):
-                raise ValueError(f"files must have paths inside the folder, got {record.path!r}")
+        self._check_sizes()
+        self._check_functions()
+        self._check_ids()
+        self._check_files()
+
+    def _check_sizes(self) -> None:
+        for name in ("vocabulary", "context", "chunk", "slots", "kv_heads", "head_width"):
+            if not 1 <= getattr(self, name) <= LARGEST:
+                raise ValueError(f"{name} must be from 1 to {LARGEST}, got {getattr(self, name)}")
+        if not 0 <= self.window <= LARGEST:
+            raise ValueError(f"window must be from 0 to {LARGEST}, got {self.window}")
+        if math.prod(self.cache_shape) > CACHE:
+            raise ValueError(f"the cache must hold at most {CACHE} numbers, got {math.prod(self.cache_shape)}")
+        for name in ("stored_parameters", "effective_parameters"):
+            if not 1 <= getattr(self, name) <= COUNTED:
+                raise ValueError(f"{name} must be from 1 to {COUNTED}, got {getattr(self, name)}")
         if not 1 < self.chunk < self.context:
             raise ValueError(f"chunk must be above 1 and below the context of {self.context}, got {self.chunk}")
+
+    def _check_functions(self) -> None:
+        depths = [pair.depth for pair in self.functions]
+        if not depths or depths != sorted({*depths}) or not 1 <= depths[0] <= depths[-1] <= LARGEST:
+            raise ValueError(f"functions must have ascending depths from 1, got {depths}")
+        names = [name for pair in self.functions for name in (pair.decode, pair.prefill)]
+        if len({*names}) != len(names) or not all(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) for name in names):
+            raise ValueError(f"functions must have a name each, letters, digits and _, got {names}")
+        slots = [pair.slots for pair in self.functions]
+        if slots != sorted({*slots}) or slots[0] < 1 or slots[-1] != self.slots:
+            raise ValueError(f"functions must use more slots the deeper, and at last {self.slots}, got {slots}")
+
+    def _check_ids(self) -> None:
+        ids = list(vars(self.tokens).values())
+        if len({*ids}) != len(ids) or not all(0 <= each < self.vocabulary for each in ids):
+            raise ValueError(f"tokens must be different ids below {self.vocabulary}, got {ids}")
+        if self.self_test.depth not in [pair.depth for pair in self.functions]:
+            raise ValueError(f"self_test must be of an exported depth, got {self.self_test.depth}")
+        if len(self.self_test.steps) > self.context:
+            raise ValueError(f"self_test must fit in the context, got {len(self.self_test.steps)} steps")
+        for step in self.self_test.steps:
+            if not step.top or len({*step.top}) != len(step.top):
+                raise ValueError(f"self_test must name different likeliest ids, got {list(step.top)}")
+            if not all(0 <= each < self.vocabulary for each in (step.id, *step.top)):
+                raise ValueError(f"self_test must have ids below {self.vocabulary}, got {step}")
+
+    def _check_files(self) -> None:
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9]{0,63}", self.name):
+            raise ValueError(f"name must be letters and digits, a letter first, got {self.name!r}")
+        if self.package != f"{self.name}.mlpackage":
+            raise ValueError(
+                f"package must be the name of an .mlpackage, {self.name}.mlpackage, got {self.package!r}"
+            )
+        for record in self.files:
+            parts = record.path.split("/")
+            plain = re.fullmatch(
+                r"[ -\[\]-~]+", record.path
+            )  # ASCII, no backslash: readers spell the rest in many ways
+            if not plain or any(part in ("", ".", "..") for part in parts) or parts == [FILE]:
+                raise ValueError(f"files must have paths inside the folder, got {record.path!r}")
+            if not 0 <= record.bytes <= COUNTED or not re.fullmatch(r"[0-9a-f]{64}", record.sha256):
+                raise ValueError(f"files must have a size and a sha256, got {record}")
+        paths = [record.path.lower() for record in self.files]  # one file, on a disk that does not tell case
+        if len({*paths}) != len(paths):
+            raise ValueError("files must have a path each, whatever its case")
 
     @property
     def cache_shape(self) -> tuple[int, int, int, int]:

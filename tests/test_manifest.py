@@ -1,11 +1,25 @@
 """manifest.json is read as strictly as it is written."""
 
+import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 from stand_in import describe, export
 
 from convert import manifest
+
+GOLDEN = Path(__file__).with_name("golden")
+SHARED = json.loads((GOLDEN / "manifest.json").read_text())
+REFUSALS = {
+    "json": "is not valid JSON",
+    "format": "it is no export",
+    "version": "this program reads 1",
+    "unknown": "unknown key",
+    "missing": "missing key",
+    "type": "must be (a|one of|text|true)",
+    "value": "must",
+}
 
 
 @pytest.fixture
@@ -44,6 +58,28 @@ def test_what_this_version_does_not_write_is_refused(changes, words, made):
     with pytest.raises(ValueError, match=words) as caught:
         manifest.read(made)
     assert "\n" not in str(caught.value)
+
+
+def test_golden_manifests_are_what_their_program_writes():
+    found = importlib.util.spec_from_file_location("make_manifest", GOLDEN / "make_manifest.py")
+    assert found and found.loader
+    maker = importlib.util.module_from_spec(found)
+    found.loader.exec_module(maker)
+    assert (GOLDEN / "manifest.json").read_bytes() == maker.document().encode()
+
+
+@pytest.mark.parametrize("text", SHARED["valid"])
+def test_a_golden_manifest_is_read(text, tmp_path):
+    (tmp_path / manifest.FILE).write_bytes(text.encode())
+    manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize("case", SHARED["damaged"], ids=lambda case: f"{case['old']} {case['new']}"[:60])
+def test_a_damaged_golden_manifest_is_refused_for_its_reason(case, tmp_path):
+    text = SHARED["valid"][case["base"]].replace(case["old"], case["new"])
+    (tmp_path / manifest.FILE).write_bytes(text.encode())
+    with pytest.raises(ValueError, match=REFUSALS[case["kind"]]):
+        manifest.read(tmp_path)
 
 
 def test_a_folder_without_a_manifest_is_refused_with_what_makes_one(tmp_path):

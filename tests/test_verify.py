@@ -16,7 +16,7 @@ from convert import golden, manifest, package, verify
 from trm_mlx import checkpoint, config
 
 pytest_plugins = ["export_folder"]
-ZEROS = {"unknown": 0, "bos": 1, "eos": 2, "pad": 3, "user": 4, "assistant": 5, "end": 5}
+SWAPPED = {"unknown": 0, "bos": 1, "eos": 2, "pad": 3, "user": 5, "assistant": 4, "end": 6}
 
 
 @pytest.fixture
@@ -75,10 +75,10 @@ def test_another_tokenizer_is_found_though_the_manifest_vouches_for_it(copied, a
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("tokens", ZEROS),
+        ("tokens", SWAPPED),
         ("window", 8),
-        ("vocabulary", 511),
-        ("slots", 1),
+        ("vocabulary", 513),
+        ("kv_heads", 2),
         ("context", 25),
         ("stored_parameters", 1),
         ("weights", "4-bit affine"),
