@@ -66,9 +66,22 @@ public final class AppModel {
 
     public var canChooseModel: Bool { !bench.isRunning && !importing.isBusy && !writing.canStop }
 
+    public func canChoose(_ model: StoredModel) -> Bool { canChooseModel && model.id != writing.model?.id }
+
     /// Writes with another model.
     public func choose(_ model: StoredModel) {
-        if canChooseModel, model.id != writing.model?.id { writing.use(model) }
+        if canChoose(model) { writing.use(model) }
+    }
+
+    /// What runs a model, and whether it is the one in use, in a line.
+    public func summary(of model: StoredModel) -> String {
+        guard model.id == writing.model?.id else { return model.engineName }
+        return "In use. \(writing.engine?.place ?? model.engineName)"
+    }
+
+    /// One sentence for each thing that is not as it was asked for.
+    public func notes(of model: StoredModel) -> [String] {
+        model.id == writing.model?.id ? writing.engine?.notes ?? [] : []
     }
 
     public func remove(_ model: StoredModel) {

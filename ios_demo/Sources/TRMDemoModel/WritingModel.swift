@@ -106,11 +106,14 @@ public final class WritingModel {
         Task { await engine.generator.unload() }
     }
 
-    /// Tries other processors from now on.
-    public func prefer(_ units: ComputeUnits) {
-        guard units != settings.units else { return }
-        settings.units = units
-        if case .export? = model { use(model) }
+    /// Processors that Core ML tries first; other ones load the model again.
+    public var units: ComputeUnits {
+        get { settings.units }
+        set {
+            guard newValue != settings.units else { return }
+            settings.units = newValue
+            if case .export? = model { use(model) }
+        }
     }
 
     // MARK: - Writing
@@ -293,7 +296,16 @@ extension WritingModel {
         temperature == 0 ? "0, always the likeliest token" : String(format: "%.2f", temperature)
     }
 
-    public func drawSeed() { settings.seed = UInt64.random(in: 0...999_999) }
+    /// The seed as it is typed: digits, and none for 0; what is too large for a seed changes nothing.
+    public var seedText: String {
+        get { settings.seed == 0 ? "" : "\(settings.seed)" }
+        set {
+            let digits = newValue.filter { ("0"..."9").contains($0) }
+            if let seed = digits.isEmpty ? 0 : UInt64(digits) { settings.seed = seed }
+        }
+    }
+
+    public func newSeed() { settings.seed = UInt64.random(in: 0...999_999) }
 
     /// The phase as a sentence, which says all that a colour or a symbol might.
     public var status: String {

@@ -59,4 +59,14 @@ import Testing
         await model.settle()
         #expect(model.depth == 3)
     }
+
+    @Test(arguments: [
+        ("17", 17), ("", 0), (" 4x2 ", 42), ("18446744073709551615", UInt64.max), ("18446744073709551616", 5),
+    ])
+    func aSeedIsTyped(text: String, seed: UInt64) throws {
+        let model = try writing()
+        model.settings.seed = 5
+        model.seedText = text
+        #expect(model.settings.seed == seed && model.seedText == (seed == 0 ? "" : "\(seed)"))
+    }
 }

@@ -178,12 +178,12 @@ import Testing
                 }, announce: speaker.say)
             model.use(try ExportFolder(desk).imported())
             await model.settle()
-            model.prefer(units)
+            model.units = units
             await model.settle()
             #expect(log.values.count == loads && log.values.last == units)
             model.use(letters.model)
             await model.settle()
-            model.prefer(.cpuAndGPU)
+            model.units = .cpuAndGPU
             await model.settle()
             #expect(log.values.count == loads + 1)
         }
