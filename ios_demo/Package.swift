@@ -33,7 +33,8 @@ let package = Package(
         .testTarget(name: "TRMCoreTests", dependencies: ["TRMCore"]),
         .testTarget(name: "TRMReferenceTests", dependencies: ["TRMCore", "TRMReference"]),
         .testTarget(name: "TRMCoreMLTests", dependencies: ["TRMCoreML"] + coreML, swiftSettings: coreMLSettings),
-        .testTarget(name: "TRMDemoModelTests", dependencies: ["TRMDemoModel"]),
+        .testTarget(
+            name: "TRMDemoModelTests", dependencies: ["TRMDemoModel"] + coreML, swiftSettings: coreMLSettings),
         .testTarget(name: "TRMBenchKitTests", dependencies: ["TRMBenchKit", "TRMReference"]),
     ],
     swiftLanguageModes: [.v6]

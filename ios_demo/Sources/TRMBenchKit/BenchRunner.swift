@@ -27,7 +27,7 @@ public struct BenchRunner: Sendable {
     /// What was measured of one model.
     public struct Measured: Sendable {
         public let trials: [Trial]
-        public let load: Load
+        public var load: Load
         public let sustained: Sustained?
     }
 
