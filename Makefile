@@ -1,9 +1,10 @@
 # Everything from nothing: `make demo` sets up and writes a story, `make train-demo` sets up and trains a model to write
-# like a book, `make test` sets up and checks the project.
-# PYTHON chooses the interpreter (3.10 or later), VENV the folder of the environment.
+# like a book, `make test` sets up and checks the project, and the app too where there is Swift.
+# PYTHON chooses the interpreter (3.10 or later), VENV the folder of the environment, SWIFT the compiler of the app.
 
 SHELL := /bin/bash
 VENV ?= .venv
+SWIFT ?= swift
 BIN := $(VENV)/bin
 PYTHON ?= $(shell for each in python3.13 python3.12 python3.11 python3.10 python3 python; do \
 	$$each -c 'import sys; raise SystemExit(sys.version_info < (3, 10))' 2>/dev/null && echo $$each && break; done)
@@ -13,7 +14,9 @@ ALICE := runs/alice
 ALICE_SETTINGS := --data docs/alice.txt --preset nano --vocabulary 2048 --length 128 --batch 8 --steps 300 \
 	--dropout 0.1 --weight-decay 0.5 --evaluate-every 100 --sample-every 100 --sample-prompt "Alice"
 
-.PHONY: demo train-demo test setup clean
+APP_FOLDERS := $(patsubst ios_demo/%,%,$(wildcard $(addprefix ios_demo/,Package.swift Sources Tests App)))
+
+.PHONY: demo train-demo test test-app setup clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/python -m trm_mlx doctor
@@ -31,7 +34,16 @@ test: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/ty check --python $(VENV) trm_mlx convert benchmarks
-	$(BIN)/python -m pytest -q
+	@$(MAKE) --no-print-directory test-app
+	SWIFT="$(SWIFT)" $(BIN)/python -m pytest -q
+
+test-app: $(VENV)/.test
+	@set -e; for script in $(wildcard ios_demo/scripts/check_*.py); do (set -x; $(BIN)/python $$script); done
+	@if command -v "$(SWIFT)" >/dev/null; then set -ex; cd ios_demo; \
+		"$(SWIFT)" format lint --strict -r $(APP_FOLDERS); \
+		"$(SWIFT)" build --build-tests; \
+		"$(SWIFT)" test --skip-build --disable-xctest; \
+	else echo "$(SWIFT) is not installed: the app's tests were not run"; fi
 
 setup: $(VENV)/.test
 
@@ -60,4 +72,4 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache ios_demo/.build

@@ -2,51 +2,62 @@ import Foundation
 
 /// The words of a command line, by flag: `--depth 2`, `--depth=2`, `-p 128`, `--list-functions`.
 public struct Arguments {
-    private var values: [String: String] = [:]
+    private var values: [String: [String]] = [:]
 
     /// - Parameters:
     ///   - words: without the program.
     ///   - valued: flags that take a value.
+    ///   - listed: flags that take a value, and may be given again for one more.
     ///   - plain: flags that take none.
     /// - Throws: `UsageError`.
-    public init(_ words: [String], valued: Set<String>, plain: Set<String>) throws {
+    public init(_ words: [String], valued: Set<String>, listed: Set<String> = [], plain: Set<String>) throws {
         var rest = words[...]
         while let word = rest.popFirst() {
             let parts = word.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false).map(String.init)
             let flag = parts[0]
-            guard valued.contains(flag) || plain.contains(flag) else {
+            guard valued.union(listed).union(plain).contains(flag) else {
                 throw UsageError("unknown argument \(flag.debugDescription); see --help")
             }
-            guard values[flag] == nil else { throw UsageError("\(flag) must be given once") }
+            guard values[flag] == nil || listed.contains(flag) else {
+                throw UsageError("\(flag) must be given once")
+            }
             if plain.contains(flag) {
                 guard parts.count == 1 else {
                     throw UsageError("\(flag) takes no value, got \(word.debugDescription)")
                 }
-                values[flag] = ""
+                values[flag] = []
             } else {
                 guard let value = parts.count == 2 ? parts[1] : rest.popFirst() else {
                     throw UsageError("\(flag) must have a value after it")
                 }
-                values[flag] = value
+                values[flag, default: []].append(value)
             }
         }
     }
 
-    public func has(_ flag: String) -> Bool { values[flag] != nil }
+    /// The flags that were given.
+    public var flags: Set<String> { Set(values.keys) }
 
-    public func text(_ flag: String) throws -> String? {
-        guard values[flag] != "" else { throw UsageError("\(flag) must not be empty") }
-        return values[flag]
+    /// Every value of a flag.
+    public func texts(_ flag: String) -> [String] { values[flag] ?? [] }
+
+    /// A value that names something.
+    public func name(_ flag: String) throws -> String? {
+        let name = texts(flag).first
+        guard name != "" else { throw UsageError("\(flag) must not be empty") }
+        return name
     }
 
-    /// A number of any kind that Swift reads from text; nil if the flag was not given.
+    /// A number of any kind that Swift reads from text, in decimal digits; nil if the flag was not given.
     public func number<Number: LosslessStringConvertible>(_ flag: String, as kind: String) throws -> Number? {
-        guard let word = values[flag] else { return nil }
-        guard let number = Number(word) else {
+        guard let word = texts(flag).first else { return nil }
+        guard word.utf8.allSatisfy(Self.digits.contains), let number = Number(word) else {
             throw UsageError("\(flag) must be \(kind), got \(word.debugDescription)")
         }
         return number
     }
+
+    private static let digits = Set("0123456789+-.eE".utf8)
 }
 
 /// A command that was asked wrongly.

@@ -2,9 +2,11 @@
 public struct BenchOptions: Equatable, Sendable {
     public static let help = """
         usage: trm-bench [bench] (--model DIR | --backend table) [options]
+               trm-bench bench --model DIR --list-functions
+               trm-bench generate --help, and speed --help
 
           --model DIR        model folder, or on Apple's systems an export folder
-          --backend table    a table of scores in place of a model: what the loop itself costs
+          --backend table    scores from a hash in place of a model: what the loop itself costs
           --depth R          passes through the core (default: all)
           -p N               tokens read before the first one is made (default: 128)
           -g N               tokens made (default: 256)
@@ -41,10 +43,9 @@ public struct BenchOptions: Equatable, Sendable {
             words,
             valued: [
                 "--model", "--backend", "--depth", "-p", "-g", "-n", "--warmup", "--cooldown", "--seed",
-                "--sustained",
-                "--json", "--units",
+                "--sustained", "--json", "--units",
             ], plain: ["--list-functions"])
-        switch (try found.text("--model"), try found.text("--backend")) {
+        switch (try found.name("--model"), try found.name("--backend")) {
         case (let folder?, nil): backend = .model(folder: folder)
         case (nil, "table"): backend = .table
         case (nil, let name?): throw UsageError("--backend must be table, got \(name.debugDescription)")
@@ -65,13 +66,19 @@ public struct BenchOptions: Equatable, Sendable {
         } catch BenchError.plan(let reason) {
             throw UsageError(reason)
         }
-        json = try found.text("--json")
-        units = try found.text("--units")?.split(separator: ",").map(String.init) ?? []
+        json = try found.name("--json")
+        units = try found.name("--units")?.split(separator: ",").map(String.init) ?? []
         if let unknown = units.first(where: { !Self.allUnits.contains($0) }) {
             let known = Self.allUnits.joined(separator: ", ")
             throw UsageError("--units must be of \(known), got \(unknown.debugDescription)")
         }
         guard Set(units).count == units.count else { throw UsageError("--units must name each once") }
-        listFunctions = found.has("--list-functions")
+        listFunctions = found.flags.contains("--list-functions")
+        if listFunctions, let other = found.flags.subtracting(["--model", "--list-functions"]).min() {
+            throw UsageError("--list-functions measures nothing, so \(other) has no place beside it")
+        }
+        if backend == .table, let other = found.flags.intersection(["--depth", "--units"]).max() {
+            throw UsageError("\(other) is for a model, and --backend table has none")
+        }
     }
 }

@@ -8,19 +8,20 @@ enum BenchCommand {
     static func run(_ words: [String]) async throws -> Int32 {
         let options = try BenchOptions(words)
         if let file = options.json, file != "-" { try check(file) }
-        switch options.backend {
-        case .table:
-            throw UsageError("--backend table is not built yet")
-        case .model(let path):
-            let folder = URL(fileURLWithPath: path)
-            guard !FileManager.default.fileExists(atPath: folder.appendingPathComponent("manifest.json").path) else {
-                return try export()
-            }
-            guard options.units.isEmpty, !options.listFunctions else {
-                throw UsageError("--units and --list-functions are for an export folder, got a model folder")
-            }
-            return try await reference(folder, options)
+        guard case .model(let path) = options.backend else { return try await table(options) }
+        let model = ModelArgument(path)
+        if options.listFunctions { return try list(model.manifest()) }
+        guard !model.isExport else { return try export() }
+        guard options.units.isEmpty else { throw UsageError("--units is for an export folder, got a model folder") }
+        return try await reference(model, options)
+    }
+
+    /// A line for each depth of an export folder.
+    private static func list(_ manifest: Manifest) throws -> Int32 {
+        for pair in manifest.functions {
+            try tell("depth \(pair.depth)  decode \(pair.decode)  prefill \(pair.prefill)\n".utf8)
         }
+        return Exit.done
     }
 
     /// An export folder, which Core ML runs.
@@ -28,37 +29,63 @@ enum BenchCommand {
         #if canImport(CoreML)
             throw UsageError("measuring an export folder is not built yet")
         #else
-            say("trm-bench: an export folder runs on Core ML, which only Apple's systems have; give a model folder")
-            return Exit.invalid
+            return refuseExport()
         #endif
     }
 
-    private static func reference(_ folder: URL, _ options: BenchOptions) async throws -> Int32 {
-        let shape = try ModelFolder(contentsOf: folder)
+    private static func reference(_ model: ModelArgument, _ options: BenchOptions) async throws -> Int32 {
+        let contents = try model.modelFolder()
+        let folder = model.folder
         let fingerprint = try ModelFolder.fingerprint(of: folder)
-        let depth = options.depth ?? shape.shape.depth
-        guard depth <= shape.shape.depth else {
+        let depth = options.depth ?? contents.shape.depth
+        guard depth <= contents.shape.depth else {
             throw UsageError(
-                "--depth must be 1 to \(shape.shape.depth), the most this model was made for, got \(depth)")
+                "--depth must be 1 to \(contents.shape.depth), the most this model was made for, got \(depth)")
         }
-        var runner = BenchRunner(plan: options.plan, depth: depth)
-        runner.progress = { say("depth \(depth)  \($0)") }
-        let measured = try await runner.run { try ReferenceModel(contentsOf: folder) }
-        guard try ModelFolder.fingerprint(of: folder) == fingerprint else { throw BenchError.changed }
+        let described = BenchReport.Model(
+            name: folder.resolvingSymlinksInPath().lastPathComponent, revision: contents.revision,
+            manifestSha256: fingerprint, parameters: contents.parameters, recursions: depth,
+            weightsBytes: contents.weightsBytes, precision: "float32")
+        let context = contents.shape.context
+        return try await measure(options, "reference", described, context: context) {
+            try ReferenceModel(contentsOf: folder)
+        } after: {
+            guard try ModelFolder.fingerprint(of: folder) == fingerprint else { throw BenchError.changed }
+        }
+    }
+
+    /// Scores from a hash: what the loop itself costs at a vocabulary of the presets.
+    private static func table(_ options: BenchOptions) async throws -> Int32 {
+        let (vocabulary, context) = (8192, options.plan.promptTokens + options.plan.newTokens)
+        let name = "table of \(vocabulary) tokens"
+        let digest = SHA256Hash.hexadecimal(of: Array(name.utf8))  // of a name, as there are no files
+        let described = BenchReport.Model(
+            name: name, revision: digest, manifestSha256: digest, parameters: 0, recursions: 1, weightsBytes: 0,
+            precision: "float32")
+        return try await measure(options, "table", described, context: context) {
+            TableStepModel(vocabulary: vocabulary, context: context)
+        }
+    }
+
+    /// - Parameter check: what must hold of the model afterwards.
+    private static func measure(
+        _ options: BenchOptions, _ runtime: String, _ model: BenchReport.Model, context: Int,
+        make: @Sendable () throws -> any StepModel, after check: () throws -> Void = {}
+    ) async throws -> Int32 {
+        var runner = BenchRunner(plan: options.plan, depth: model.recursions)
+        runner.progress = { say("depth \(model.recursions)  \($0)") }
+        let measured = try await runner.run(make)
+        try check()
         let report = try BenchReport(
-            plan: options.plan, measured: measured, tool: BenchReport.Tool(name: "trm-bench", runtime: "reference"),
-            model: BenchReport.Model(
-                name: folder.resolvingSymlinksInPath().lastPathComponent, revision: shape.revision,
-                manifestSha256: fingerprint, parameters: shape.parameters, recursions: depth,
-                weightsBytes: shape.weightsBytes, precision: "float32"),
-            context: shape.shape.context)
+            plan: options.plan, measured: measured, tool: BenchReport.Tool(name: "trm-bench", runtime: runtime),
+            model: model, context: context)
         return try finish(report, options)
     }
 
     /// Writes and shows a report; gives the exit status.
     private static func finish(_ report: BenchReport, _ options: BenchOptions) throws -> Int32 {
         if options.json == "-" {
-            FileHandle.standardOutput.write(try report.json())
+            try tell(report.json())
         } else if let file = options.json {
             try report.json().write(to: URL(fileURLWithPath: file), options: .atomic)
         }

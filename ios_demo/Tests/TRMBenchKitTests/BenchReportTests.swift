@@ -57,13 +57,15 @@ import Testing
 
     @Test func everyFlagIsRead() throws {
         let words =
-            "--backend=table --depth 2 -p 64 -g 32 -n 3 --warmup 0 --cooldown 0.5 --seed 18446744073709551615 "
-            + "--sustained 60 --json - --units cpuOnly,cpuAndGPU --list-functions"
+            "--model=a --depth 2 -p 64 -g 32 -n 3 --warmup 0 --cooldown 0.5 --seed 18446744073709551615 "
+            + "--sustained 60 --json - --units cpuOnly,cpuAndGPU"
         let found = try BenchOptions(words.split(separator: " ").map(String.init))
         let plan = try BenchPlan(
             promptTokens: 64, newTokens: 32, trials: 3, warmup: 0, cooldown: 0.5, seed: .max, sustained: 60)
-        #expect(found.backend == .table && found.depth == 2 && found.plan == plan && found.json == "-")
-        #expect(found.units == ["cpuOnly", "cpuAndGPU"] && found.listFunctions)
+        #expect(found.backend == .model(folder: "a") && found.depth == 2 && found.plan == plan && found.json == "-")
+        #expect(found.units == ["cpuOnly", "cpuAndGPU"] && !found.listFunctions)
+        #expect(try BenchOptions(["--backend", "table"]).backend == .table)
+        #expect(try BenchOptions(["--list-functions", "--model", "a"]).listFunctions)
     }
 
     @Test(arguments: [
@@ -78,10 +80,19 @@ import Testing
         ("--model a -p 0", "prompt tokens must be 1 to 1048576, got 0"),
         ("--model a --depth 0", "--depth must be at least 1, got 0"),
         ("--model a --seed -1", "--seed must be a whole number from 0 to 2^64 - 1, got \"-1\""),
-        ("--model a --cooldown nan", "cooldown must be 0 to 86400 seconds, got nan"),
+        ("--model a --cooldown nan", "--cooldown must be a number of seconds, got \"nan\""),
+        ("--model a --cooldown 0x1p2", "--cooldown must be a number of seconds, got \"0x1p2\""),
+        ("--model a --cooldown -1", "cooldown must be 0 to 86400 seconds, got -1.0"),
         ("--model a --units all", "--units must be of cpuOnly, cpuAndGPU, cpuAndNeuralEngine, got \"all\""),
         ("--model a --units cpuOnly,cpuOnly", "--units must name each once"),
         ("--model a --list-functions=yes", "--list-functions takes no value, got \"--list-functions=yes\""),
+        ("--model a --list-functions -n 3", "--list-functions measures nothing, so -n has no place beside it"),
+        (
+            "--backend table --list-functions",
+            "--list-functions measures nothing, so --backend has no place beside it"
+        ),
+        ("--backend table --depth 1", "--depth is for a model, and --backend table has none"),
+        ("--backend table --units cpuOnly", "--units is for a model, and --backend table has none"),
         ("--model a --other", "unknown argument \"--other\"; see --help"),
         ("a", "unknown argument \"a\"; see --help"),
     ]) func whatCannotBeAskedIsRefusedInOneLine(line: String, sentence: String) {

@@ -21,11 +21,10 @@ import Testing
         let plan = try BenchPlan(
             promptTokens: record.promptTokens, newTokens: record.newTokens, trials: 1, warmup: 0, cooldown: 0,
             seed: record.seed)
+        let contents = try ModelFolder(contentsOf: folder)
         #expect(record.depths.count > 1)
         for each in record.depths {
-            let measured = try await BenchRunner(plan: plan, depth: each.depth).run {
-                try ReferenceModel(contentsOf: folder)
-            }
+            let measured = try await BenchRunner(plan: plan, depth: each.depth).run { ReferenceModel(contents) }
             #expect(measured.trials.map(\.tokensSha256) == [each.tokensSha256], "depth \(each.depth)")
             #expect(measured.trials.allSatisfy { $0.ttftNs > 0 && $0.tpotNs.allSatisfy { $0 > 0 } })
         }
