@@ -14,15 +14,15 @@ from trm_mlx.cache import CacheConfig
 from trm_mlx.decode.exits import ExitConfig, ExitModel
 from trm_mlx.decode.sampling import SamplingConfig
 from trm_mlx.decode.search import SearchConfig, find
-from trm_mlx.decode.step import StepModel
-from trm_mlx.decode.stream import Reply, StreamConfig, Timed, events
+from trm_mlx.decode.speculative import SpeculationConfig, speculative
+from trm_mlx.decode.stream import Reply, Source, StreamConfig, Timed, events
 from trm_mlx.decode.words import WordsConfig
 from trm_mlx.model import TinyRecursiveLM
 from trm_mlx.tokenizer import Tokenizer
 
 Settings = TypeVar("Settings")
 
-MADE = ("sampling", "words", "search", "cache", "exits")  # settings that are told with the text
+MADE = ("sampling", "words", "search", "cache", "exits", "speculation")  # settings that are told with the text
 LARGEST_PROMPT = 1 << 22  # bytes; far beyond any context
 
 
@@ -41,10 +41,11 @@ class GenerateConfig:
     search: SearchConfig = field(default_factory=SearchConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     exits: ExitConfig = field(default_factory=ExitConfig)
+    speculation: SpeculationConfig = field(default_factory=SpeculationConfig)
 
     def __post_init__(self) -> None:
         self.search.check(self.sampling)
-        one_text(self.search, self.exits)
+        one_text(self.search, self.exits, self.speculation)
         if self.prompt is not None and self.prompt_file is not None:
             raise ValueError("give --prompt or --prompt-file, not both")
 
@@ -57,13 +58,14 @@ def generate(
     Args:
         prompt: how it begins; may be empty.
         chat: the prompt is a user's message, to be replied to; for models trained on such.
-        options: fields of `StreamConfig`, `SamplingConfig`, `WordsConfig`, `SearchConfig`, `CacheConfig` and
-            `ExitConfig`: max_tokens, depth, stop, temperature, top_k, ban, beams, cache_window, exit, ...
+        options: fields of `StreamConfig`, `SamplingConfig`, `WordsConfig`, `SearchConfig`, `CacheConfig`,
+            `ExitConfig` and `SpeculationConfig`: max_tokens, depth, stop, temperature, top_k, ban, beams,
+            cache_window, exit, draft_depth, ...
 
     Raises:
         ValueError: the prompt fills the context, or an option is unknown, out of its range or at odds with another.
     """
-    kinds = (StreamConfig, SamplingConfig, WordsConfig, SearchConfig, CacheConfig, ExitConfig)
+    kinds = (StreamConfig, SamplingConfig, WordsConfig, SearchConfig, CacheConfig, ExitConfig, SpeculationConfig)
     known = {key.name: kind for kind in kinds for key in fields(kind)}
     if unknown := options.keys() - known.keys():
         raise ValueError(f"unknown option {sorted(unknown)[0]!r}; known are {', '.join(sorted(known))}")
@@ -72,24 +74,36 @@ def generate(
         return kind(**{name: value for name, value in options.items() if known[name] is kind})
 
     how, search = (chosen(StreamConfig), chosen(SamplingConfig), chosen(WordsConfig)), chosen(SearchConfig)
-    kind, exits = chosen(CacheConfig), chosen(ExitConfig)
-    one_text(search, exits)
+    kind, exits, speculation = chosen(CacheConfig), chosen(ExitConfig), chosen(SpeculationConfig)
+    one_text(search, exits, speculation)
     ids = _ids(tokenizer, prompt, chat)
     if not search.streams:
         return find(model, tokenizer, ids, *how, search, kind)
-    source = reader(model, how[0], kind, exits)
+    source = reader(model, tokenizer, how[0], kind, exits, speculation)
     return Timed(events(model, tokenizer, ids, *how, kind, source), len(ids), source).whole()
 
 
-def one_text(search: SearchConfig, exits: ExitConfig) -> None:
-    """Refuse exits for several texts at work."""
-    if exits.exit and not search.streams:
-        raise ValueError("exit is for one text that streams; leave out beams and best_of")
+def one_text(search: SearchConfig, exits: ExitConfig, speculation: SpeculationConfig) -> None:
+    """Refuse exits and drafts together, and for several texts at work."""
+    asked = [name for name, given in (("exit", exits.exit), ("draft", speculation.drafts)) if given]
+    if len(asked) > 1:
+        raise ValueError("give exit or drafts, not both: drafts are verified with all passes")
+    if asked and not search.streams:
+        raise ValueError(f"{asked[0]} is for one text that streams; leave out beams and best_of")
 
 
-def reader(model: TinyRecursiveLM, settings: StreamConfig, kind: CacheConfig, exits: ExitConfig) -> StepModel | None:
-    """What is to read a text, if not every token runs through all passes."""
-    return ExitModel(model, settings.depth, kind, exits) if exits.exit else None
+def reader(
+    model: TinyRecursiveLM,
+    tokenizer: Tokenizer,
+    settings: StreamConfig,
+    kind: CacheConfig,
+    exits: ExitConfig,
+    speculation: SpeculationConfig,
+) -> Source | None:
+    """What is to read a text, if not every token runs through all passes one by one."""
+    if exits.exit:
+        return ExitModel(model, settings.depth, kind, exits)
+    return speculative(model, tokenizer, speculation, settings.depth, kind) if speculation.drafts else None
 
 
 def _ids(tokenizer: Tokenizer, prompt: str, chat: bool) -> list[int]:
@@ -132,7 +146,8 @@ def run(settings: GenerateConfig) -> Reply:
     ids = _ids(tokenizer, prompt, settings.chat)
     before = "" if settings.chat else prompt  # written with the first token, so that nothing is when there is none
     if settings.search.streams:
-        source = reader(model, settings.stream, settings.cache, settings.exits)
+        extras = (settings.cache, settings.exits, settings.speculation)
+        source = reader(model, tokenizer, settings.stream, *extras)
         timed = Timed(events(model, tokenizer, ids, *how, settings.cache, source), len(ids), source)
         try:
             for event in timed:
@@ -154,6 +169,11 @@ def run(settings: GenerateConfig) -> Reply:
             "depth": model.config.at_depth(settings.stream.depth),
         }
         rate = {"tokens_per_second": reply.tokens_per_second}
+        if drafts := reply.drafts:
+            rate |= {
+                "acceptance": drafts.acceptance,
+                "tokens_per_verification": drafts.tokens_per_verification,
+            }
         made = {name: config.to_json(getattr(settings, name)) for name in MADE}
         print(json.dumps(known | asdict(reply) | rate | made))
     else:
@@ -162,6 +182,12 @@ def run(settings: GenerateConfig) -> Reply:
     line += f"{reply.seconds_to_first * 1000:.0f} ms  stopped by {reply.reason}"
     if reply.mean_depth is not None:
         line += f"  mean_depth {reply.mean_depth:.2f}"
+    if (drafts := reply.drafts) and not drafts.verifications:
+        line += "  no drafts, the text being short"
+    elif drafts:
+        line += f"  acceptance {drafts.acceptance:.2f}  tokens_per_verification {drafts.tokens_per_verification:.2f}"
+        line += f"  speed_up {drafts.speed_up:.2f}x" if drafts.speed_up else ""
+        line += "  drafting is off, being slower" if drafts.off else ""
     print(line, file=sys.stderr)
     return reply
 
