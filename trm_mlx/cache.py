@@ -71,8 +71,8 @@ class Slot:
         Returns:
             keys and values, each (B, N, S, K).
         """
-        if self.lender is not None and self.lender.seen is not None:
-            return self.lender.seen
+        if self.lender is not None:
+            return self.lender.seen or self.lender.written(keys.shape[2], keys.dtype)
         cache, T, dtype = self.cache, keys.shape[2], keys.dtype
         coded = encoded(mx.concatenate([keys, values], axis=1), cache.kind.cache_bits)
         apart = cache.apart(T)
@@ -85,14 +85,19 @@ class Slot:
                 rows = cache.staying(T)
                 part[:, :, mx.array([cache.place(cache.length + row) for row in rows])] = new[:, :, mx.array(rows)]
         if apart:
-            seen = mx.concatenate([*before, decoded(coded).astype(dtype)], axis=2)
+            kv = mx.concatenate([*before, decoded(coded).astype(dtype)], axis=2)
+            seen = kv[:, : keys.shape[1]], kv[:, keys.shape[1] :]
         else:
-            seen = self.kept(dtype) if cache.ring else self.kept(dtype)[:, :, : cache.length + T]
-        N = keys.shape[1]
-        seen = seen[:, :N], seen[:, N:]
+            seen = self.written(T, dtype)
         if cache.kind.cache_shared:
             self.seen = seen
         return seen
+
+    def written(self, T: int, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
+        """What `append` gave for the next T positions, which are written but not counted; at most SPARE of a ring."""
+        kv = self.kept(dtype)
+        kv, N = (kv if self.cache.ring else kv[:, :, : self.cache.length + T]), kv.shape[1] // 2
+        return kv[:, :N], kv[:, N:]
 
     def kept(self, dtype: mx.Dtype) -> mx.array:
         """(B, 2 N, S, K): what `parts` stand for."""

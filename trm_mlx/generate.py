@@ -17,8 +17,8 @@ from trm_mlx.decode.constrain import ConstrainConfig, constraint
 from trm_mlx.decode.exits import ExitConfig, ExitModel
 from trm_mlx.decode.sampling import SamplingConfig
 from trm_mlx.decode.search import SearchConfig, find
-from trm_mlx.decode.step import StepModel
-from trm_mlx.decode.stream import Reply, StreamConfig, Timed, events
+from trm_mlx.decode.speculative import SpeculationConfig, speculative
+from trm_mlx.decode.stream import Reply, Source, StreamConfig, Timed, events
 from trm_mlx.decode.words import WordsConfig
 from trm_mlx.model import TinyRecursiveLM
 from trm_mlx.tokenizer import Tokenizer
@@ -26,7 +26,7 @@ from trm_mlx.tokenizer import Tokenizer
 Settings = TypeVar("Settings")
 How = tuple[StreamConfig, SamplingConfig, WordsConfig]
 
-MADE = ("sampling", "words", "constrain", "search", "cache", "exits")  # settings that a reply tells
+MADE = ("sampling", "words", "constrain", "search", "cache", "exits", "speculation")  # what a reply tells
 SEARCHES = "beams and best_of search one prompt at a time"
 LARGEST_PROMPT = 1 << 22  # bytes; far beyond any context
 
@@ -47,18 +47,19 @@ class GenerateConfig:
     search: SearchConfig = field(default_factory=SearchConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     exits: ExitConfig = field(default_factory=ExitConfig)
+    speculation: SpeculationConfig = field(default_factory=SpeculationConfig)
     jobs: work.JobsConfig = field(default_factory=work.JobsConfig)
 
     def __post_init__(self) -> None:
         self.search.check(self.sampling)
         self.constrain.check(self.stream.stop)
-        one_text(self.search, self.exits)
+        one_text(self.search, self.exits, self.speculation, self.constrain)
         if self.jobs.input and (self.prompt is not None or self.prompt_file is not None or self.json):
             raise ValueError(
                 "--input has prompts of its own and writes JSON; leave --prompt, --prompt-file and --json"
             )
         if self.jobs.input:
-            simple(self.search, self.exits, self.constrain)
+            simple(self.search, self.exits, self.speculation, self.constrain)
         if self.prompt is not None and self.prompt_file is not None:
             raise ValueError("give --prompt or --prompt-file, not both")
 
@@ -72,17 +73,18 @@ def generate(
         prompt: how it begins; may be empty.
         chat: the prompt is a user's message, to be replied to; for models trained on such.
         options: fields of `StreamConfig`, `SamplingConfig`, `WordsConfig`, `ConstrainConfig`, `SearchConfig`,
-            `CacheConfig` and `ExitConfig`: max_tokens, depth, stop, temperature, ban, choices, beams, exit, ...
+            `CacheConfig`, `ExitConfig` and `SpeculationConfig`: max_tokens, depth, stop, temperature, top_k, ban,
+            choices, beams, cache_window, exit, draft_depth, ...
 
     Raises:
         ValueError: the prompt fills the context, or an option is unknown, out of its range or at odds with another.
     """
-    how, search, kind, exits, form = _chosen(options)
+    how, search, kind, exits, speculation, form = _chosen(options)
     ids = _ids(tokenizer, prompt, chat)
     kept = constraint(form, tokenizer, how[2], ids)
     if not search.streams:
         return find(model, tokenizer, ids, *how, search, kind, kept)
-    source = reader(model, how[0], kind, exits)
+    source = reader(model, tokenizer, how[0], kind, exits, speculation)
     return Timed(events(model, tokenizer, ids, *how, kind, kept, source), len(ids), source).whole()
 
 
@@ -102,13 +104,13 @@ def generate_batch(
         prompts: of any lengths; the texts come in their order.
         batch: texts at work at once; a text that ends makes place for the next prompt.
         seeds: one for each prompt; None: all have the option `seed`.
-        chat, options: as of `generate`, but for beams, best_of, exits and forms.
+        chat, options: as of `generate`, but for beams, best_of, exits, drafts and forms.
 
     Raises:
         ValueError: as `generate`, before there is a text; also for those options, or seeds of another number.
     """
-    how, search, kind, exits, form = _chosen(options)
-    simple(search, exits, form)
+    how, search, kind, exits, speculation, form = _chosen(options)
+    simple(search, exits, speculation, form)
     if seeds is not None and len(seeds) != len(prompts):
         raise ValueError(f"seeds must be one for each prompt, got {len(seeds)} for {len(prompts)} prompts")
     each = [None] * len(prompts) if seeds is None else seeds
@@ -120,9 +122,12 @@ def generate_batch(
     return [found[index] for index in range(len(prompts))]
 
 
-def _chosen(options: Mapping[str, Any]) -> tuple[How, SearchConfig, CacheConfig, ExitConfig, ConstrainConfig]:
+def _chosen(
+    options: Mapping[str, Any],
+) -> tuple[How, SearchConfig, CacheConfig, ExitConfig, SpeculationConfig, ConstrainConfig]:
     """The settings that options by name make."""
-    kinds = (StreamConfig, SamplingConfig, WordsConfig, ConstrainConfig, SearchConfig, CacheConfig, ExitConfig)
+    kinds = (StreamConfig, SamplingConfig, WordsConfig, ConstrainConfig, SearchConfig, CacheConfig)
+    kinds = (*kinds, ExitConfig, SpeculationConfig)
     known = {key.name: kind for kind in kinds for key in fields(kind)}
     if unknown := options.keys() - known.keys():
         raise ValueError(f"unknown option {sorted(unknown)[0]!r}; known are {', '.join(sorted(known))}")
@@ -131,29 +136,46 @@ def _chosen(options: Mapping[str, Any]) -> tuple[How, SearchConfig, CacheConfig,
         return kind(**{name: value for name, value in options.items() if known[name] is kind})
 
     how, search = (made(StreamConfig), made(SamplingConfig), made(WordsConfig)), made(SearchConfig)
-    exits, form = made(ExitConfig), made(ConstrainConfig)
+    exits, speculation, form = made(ExitConfig), made(SpeculationConfig), made(ConstrainConfig)
     form.check(how[0].stop)
-    one_text(search, exits)
-    return how, search, made(CacheConfig), exits, form
+    one_text(search, exits, speculation, form)
+    return how, search, made(CacheConfig), exits, speculation, form
 
 
-def one_text(search: SearchConfig, exits: ExitConfig) -> None:
-    """Refuse exits for several texts at work."""
-    if exits.exit and not search.streams:
-        raise ValueError("exit is for one text that streams; leave out beams and best_of")
+def one_text(search: SearchConfig, exits: ExitConfig, speculation: SpeculationConfig, form: ConstrainConfig) -> None:
+    """Refuse exits and drafts together, for several texts at work, and drafts of a text that has a form."""
+    asked = [name for name, given in (("exit", exits.exit), ("draft", speculation.drafts)) if given]
+    if len(asked) > 1:
+        raise ValueError("give exit or drafts, not both: drafts are verified with all passes")
+    if speculation.drafts and not form.free:
+        raise ValueError("drafts know no forms; leave out the drafts, or choices, regex and json_schema")
+    if asked and not search.streams:
+        raise ValueError(f"{asked[0]} is for one text that streams; leave out beams and best_of")
 
 
-def simple(search: SearchConfig, exits: ExitConfig, form: ConstrainConfig) -> None:
+def simple(search: SearchConfig, exits: ExitConfig, speculation: SpeculationConfig, form: ConstrainConfig) -> None:
     """Refuse what only one text at a time can have."""
     if not search.streams:
         raise ValueError(f"a batch draws one text for each prompt; {SEARCHES}")
-    if exits.exit or not form.free:
-        raise ValueError("a batch runs all passes and knows no forms; leave out exit, choices, regex and json_schema")
+    if exits.exit or speculation.drafts or not form.free:
+        raise ValueError(
+            "a batch runs all passes, drafts nothing and knows no forms; leave out exit, draft_depth, draft_model, "
+            "choices, regex and json_schema"
+        )
 
 
-def reader(model: TinyRecursiveLM, settings: StreamConfig, kind: CacheConfig, exits: ExitConfig) -> StepModel | None:
-    """What is to read a text, if not every token runs through all passes."""
-    return ExitModel(model, settings.depth, kind, exits) if exits.exit else None
+def reader(
+    model: TinyRecursiveLM,
+    tokenizer: Tokenizer,
+    settings: StreamConfig,
+    kind: CacheConfig,
+    exits: ExitConfig,
+    speculation: SpeculationConfig,
+) -> Source | None:
+    """What is to read a text, if not every token runs through all passes one by one."""
+    if exits.exit:
+        return ExitModel(model, settings.depth, kind, exits)
+    return speculative(model, tokenizer, speculation, settings.depth, kind) if speculation.drafts else None
 
 
 def _ids(tokenizer: Tokenizer, prompt: str, chat: bool) -> list[int]:
@@ -197,7 +219,8 @@ def run(settings: GenerateConfig) -> Reply:
     kept = constraint(settings.constrain, tokenizer, settings.words, ids)
     before = "" if settings.chat else prompt  # written with the first token, so that nothing is when there is none
     if settings.search.streams:
-        source = reader(model, settings.stream, settings.cache, settings.exits)
+        extras = (settings.cache, settings.exits, settings.speculation)
+        source = reader(model, tokenizer, settings.stream, *extras)
         timed = Timed(events(model, tokenizer, ids, *how, settings.cache, kept, source), len(ids), source)
         try:
             for event in timed:
@@ -219,6 +242,11 @@ def run(settings: GenerateConfig) -> Reply:
             "depth": model.config.at_depth(settings.stream.depth),
         }
         rate = {"tokens_per_second": reply.tokens_per_second}
+        if drafts := reply.drafts:
+            rate |= {
+                "acceptance": drafts.acceptance,
+                "tokens_per_verification": drafts.tokens_per_verification,
+            }
         made = {name: config.to_json(getattr(settings, name)) for name in MADE}
         print(json.dumps(known | asdict(reply) | rate | made))
     else:
@@ -227,6 +255,12 @@ def run(settings: GenerateConfig) -> Reply:
     line += f"{reply.seconds_to_first * 1000:.0f} ms  stopped by {reply.reason}"
     if reply.mean_depth is not None:
         line += f"  mean_depth {reply.mean_depth:.2f}"
+    if (drafts := reply.drafts) and not drafts.verifications:
+        line += "  no drafts, the text being short"
+    elif drafts:
+        line += f"  acceptance {drafts.acceptance:.2f}  tokens_per_verification {drafts.tokens_per_verification:.2f}"
+        line += f"  speed_up {drafts.speed_up:.2f}x" if drafts.speed_up else ""
+        line += "  drafting is off, being slower" if drafts.off else ""
     print(line, file=sys.stderr)
     return reply
 

@@ -3,13 +3,16 @@
 Shapes: V vocabulary.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
+import mlx.core as mx
 import numpy as np
 
 from trm_mlx.decode.constrain import Constraint
 from trm_mlx.decode.penalties import History
-from trm_mlx.decode.sampling import SamplingConfig, distribution, sample
+from trm_mlx.decode.sampling import SamplingConfig, adjusted, distribution, doubles, sample
+from trm_mlx.decode.step import StepModel
 from trm_mlx.decode.words import Words
 
 
@@ -51,6 +54,13 @@ class Chooser:
         """(V,) float64: how likely `token` gives each id, over all draws."""
         return distribution(logits, self.sampling, *self._steering())
 
+    def lead(self, logits: np.ndarray) -> float:
+        """By how much the highest of (V,) logits is above the next, in parts of the largest absolute one."""
+        with np.errstate(all="ignore"):
+            values = adjusted(logits, self.sampling, *self._steering())
+        second, first = np.partition(values, -2)[-2:] if values.size > 1 else (-math.inf, values[0])
+        return float(first - second) / max(abs(float(logits.max())), abs(float(logits.min())), 1e-30)
+
     def add(self, token: int) -> None:
         """Count a token as written."""
         if self.history is not None:
@@ -75,3 +85,29 @@ class Chooser:
         if self.constraint is not None:
             allowed = self.constraint.allowed(self.states[-1], self.most - len(self.tokens))
         return self.history or (), self.steered.bias, self.steered.banned(self.tails[-1]), allowed
+
+
+def plainly(text: StepModel, ids: Sequence[int], most: int, chooser: Chooser) -> Iterator[int]:
+    """At most so many tokens that go on from these ids, which are yet to be read; each is counted as written."""
+    if chooser.likeliest and type(text) is StepModel and not text.folded:
+        for token in greedy(text, ids, most):
+            chooser.add(token)
+            yield token
+        return
+    for step in range(most):
+        token = chooser.token(text.follow(chooser.tokens[-1]) if step else text.scores(ids))
+        chooser.add(token)
+        yield token
+
+
+def greedy(text: StepModel, ids: Sequence[int], most: int) -> Iterator[int]:
+    """The likeliest token, again and again: chosen where the scores are, the next step begun before it is told."""
+    logits = text.append(ids)
+    for left in range(most, 0, -1):
+        token, sound = logits.argmax(-1), (logits < math.inf).all()  # NaN is not below anything
+        following = text.append(token[:, None]) if left > 1 else logits
+        mx.async_eval(token, sound, following)
+        if not sound.item():
+            doubles(np.array(logits[0]))  # names what is wrong
+        yield int(np.array(token)[0])
+        logits = following

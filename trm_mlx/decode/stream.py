@@ -3,26 +3,25 @@
 Shapes: B batch (1 here), T tokens, V vocabulary.
 """
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal
 
-import mlx.core as mx
-import numpy as np
-
 from trm_mlx.cache import EVERYTHING, CacheConfig
-from trm_mlx.decode.chooser import Chooser
+from trm_mlx.decode.chooser import Chooser, plainly
 from trm_mlx.decode.constrain import Constraint
 from trm_mlx.decode.exits import ExitModel
-from trm_mlx.decode.sampling import SamplingConfig, doubles
+from trm_mlx.decode.sampling import SamplingConfig
+from trm_mlx.decode.speculative import Drafts, Speculative
 from trm_mlx.decode.step import StepModel
 from trm_mlx.decode.words import NO_WORDS, Words, WordsConfig
 from trm_mlx.model import TinyRecursiveLM
 from trm_mlx.tokenizer import Tokenizer
 
 Reason = Literal["end", "stop", "length", "context"]
+Source = StepModel | Speculative  # what reads a text, and gives the scores or the tokens of what comes next
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +63,7 @@ def events(
     words: WordsConfig = NO_WORDS,
     kind: CacheConfig = EVERYTHING,
     constraint: Constraint | None = None,
-    source: StepModel | None = None,
+    source: Source | None = None,
 ) -> Iterator[Event]:
     """Write on from a prompt.
 
@@ -82,12 +81,14 @@ def events(
         ValueError: the prompt is empty or fills the context, the depth is above the model's, the logits
             are not numbers, a word to favour is not one token, or no text of the form fits.
     """
-    text = opened(model, prompt, settings.depth, kind, source)
+    check_prompt(prompt, model.config.context)
+    text = source or StepModel(model, settings.depth, kind)
     writer = Writer(tokenizer, settings, model.config.context - len(prompt))
     if constraint is not None:
         constraint.check(writer.most)
     chooser = Chooser(sampling, Words(words, tokenizer), tokenizer.vocabulary, prompt, constraint, writer.most)
-    for token in picks(text, prompt, writer.most, chooser):
+    write = text.tokens if isinstance(text, Speculative) else partial(plainly, text)
+    for token in write(prompt, writer.most, chooser):
         event = writer.event(token, over=chooser.over)
         yield event
         if event.reason:
@@ -121,44 +122,14 @@ class Writer:
         return self.scanner.push(self.decoder.finish()) + self.scanner.finish()
 
 
-def picks(text: StepModel, prompt: Sequence[int], most: int, chooser: Chooser) -> Iterator[int]:
-    """At most so many tokens that go on from a prompt, chosen one by one; ends of text are tokens as any."""
-    if chooser.likeliest and type(text) is StepModel and not text.folded:
-        yield from greedy(text, prompt, most)
-        return
-    for step in range(most):
-        token = chooser.token(text.follow(chooser.tokens[-1]) if step else text.scores(prompt))
-        chooser.add(token)
-        yield token
-
-
-def greedy(text: StepModel, prompt: Sequence[int], most: int) -> Iterator[int]:
-    """The likeliest token, again and again: chosen where the scores are, the next step begun before it is told."""
-    logits = text.append(prompt)
-    for left in range(most, 0, -1):
-        token, sound = logits.argmax(-1), (logits < math.inf).all()  # NaN is not below anything
-        following = text.append(token[:, None]) if left > 1 else logits
-        mx.async_eval(token, sound, following)
-        if not sound.item():
-            doubles(np.array(logits[0]))  # names what is wrong
-        yield int(np.array(token)[0])
-        logits = following
-
-
-def opened(
-    model: TinyRecursiveLM,
-    prompt: Sequence[int],
-    depth: int | None,
-    kind: CacheConfig,
-    source: StepModel | None = None,
-) -> StepModel:
-    """A text to go on from a prompt that is yet to be read: the source if there is one.
+def opened(model: TinyRecursiveLM, prompt: Sequence[int], depth: int | None, kind: CacheConfig) -> StepModel:
+    """A text to go on from a prompt that is yet to be read.
 
     Raises:
         ValueError: the prompt is empty or fills the context, or the depth is above the model's.
     """
     check_prompt(prompt, model.config.context)
-    return source or StepModel(model, depth, kind)
+    return StepModel(model, depth, kind)
 
 
 def check_prompt(prompt: Sequence[int], context: int) -> None:
@@ -208,7 +179,8 @@ class Scanner:
 class Reply:
     """A whole answer, with its times in seconds from the call.
 
-    `score` is what a search ranked it by, `mean_depth` the passes for each token where tokens could leave early.
+    `score` is what a search ranked it by, `mean_depth` the passes for each token where tokens could leave early,
+    `drafts` what drafting came to where there was any.
     """
 
     text: str
@@ -219,6 +191,7 @@ class Reply:
     seconds: float
     score: float | None = None
     mean_depth: float | None = None
+    drafts: Drafts | None = None
 
     @property
     def tokens_per_second(self) -> float:
@@ -231,7 +204,7 @@ class Reply:
 class Timed:
     """Runs through events, and adds up the reply and its times."""
 
-    def __init__(self, source: Iterator[Event], prompt_tokens: int, read: StepModel | None = None) -> None:
+    def __init__(self, source: Iterator[Event], prompt_tokens: int, read: Source | None = None) -> None:
         """read: what reads the text, and can tell how."""
         self.source, self.prompt_tokens, self.read = source, prompt_tokens, read
         self.text, self.tokens, self.reason = "", [], None
@@ -261,4 +234,5 @@ class Timed:
             seconds_to_first=self.first,
             seconds=time.perf_counter() - self.start,
             mean_depth=self.read.mean_depth if isinstance(self.read, ExitModel) else None,
+            drafts=self.read.report() if isinstance(self.read, Speculative) else None,
         )
