@@ -32,7 +32,7 @@ def written(pace, round_seconds, round_tokens, most=3000, noise=0.0, seed=0):
             pace.drafted(spend(round_seconds(done, draw), tokens, 1), tokens)
         else:
             stretch = min(16, pace.pause) if pace.pause > 0 else 16
-            pace.plain(spend(stretch, stretch, stretch), stretch)
+            pace.plain([spend(1.0, 1, 1) for _ in range(stretch)])
     return times
 
 
@@ -105,5 +105,11 @@ def test_rounds_are_forced_by_always():
 def test_what_a_round_owes_is_counted_before_it_begins():
     pace = Pace()
     for _ in range(20):
-        pace.plain(16.0, 16)
+        pace.plain([1.0] * 16)
     assert pace.allows() and pace.allows(5.0) and not pace.allows(20.0)
+
+
+def test_a_token_that_compiled_something_is_no_measure_of_a_plain_one():
+    pace = Pace()
+    pace.plain([*[9.0] * 8, 30.0, *[1.0, 1.2] * 8])  # and the first ones are none either
+    assert pace.token == pytest.approx(1.1)

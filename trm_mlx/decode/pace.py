@@ -7,15 +7,17 @@ are worth. Where rounds lose, the next ones wait, twice as long each time.
 """
 
 from collections import deque
-from statistics import median
+from collections.abc import Sequence
+from statistics import mean, median
 
 SHARE = 0.035  # of the plain time, to be lost at most, and some more by estimates that err
 LEAST = 100  # tokens
 GUESS = 4  # plain tokens in the time of a round, before the first
-PROBE = 8  # plain tokens before the first round, and between JUDGED of them, to know their time
+COLD = 8  # first plain tokens of a text, which take longer than later ones and are no measure
+PROBE = 8  # plain tokens that are a measure, before the first round and again after 4, 8, 16, ... rounds
 JUDGED = 4  # rounds that decide whether drafting goes on
-RENEWED = 64  # rounds after which the time of a plain token is measured again
 LONGEST = 4096  # tokens to wait at most
+USUAL = 5  # times the median: what took longer compiled something, or waited for the machine
 
 
 class Pace:
@@ -24,17 +26,19 @@ class Pace:
     def __init__(self, *, always: bool = False) -> None:
         self.always = always
         self.costs: deque[float] = deque(maxlen=8)  # seconds of the last rounds
-        self.recent: deque[float] = deque(maxlen=8)  # seconds of a token in each of the last plain stretches
+        self.recent: deque[float] = deque(maxlen=32)  # seconds of the last plain tokens
         self.trial: list[tuple[float, int]] = []  # seconds and tokens of the rounds that are being judged
         self.debt, self.tokens, self.rounds = 0.0, 0, 0
-        self.pause, self.wait = PROBE, 8 * PROBE
-        self.plain_seconds = self.round_seconds = 0.0
-        self.plain_tokens = self.round_tokens = 0
+        self.pause, self.wait = COLD + PROBE, 8 * PROBE
+        self.seconds = 0.0  # of all
 
     @property
     def token(self) -> float:
         """Seconds of a plain token, about."""
-        return median(self.recent) if self.recent else 0.0
+        if not self.recent:
+            return 0.0
+        most = USUAL * median(self.recent)
+        return mean(each for each in self.recent if each <= most)
 
     @property
     def cost(self) -> float:
@@ -55,27 +59,26 @@ class Pace:
         """Whether drafting has lost time, and so is tried seldom."""
         return not self.always and self.rounds > 0 and self.debt > 0
 
-    def plain(self, seconds: float, tokens: int) -> None:
-        """Count tokens that were written plainly, all at about the same depth of the text."""
-        self.recent.append(seconds / tokens)
-        self.tokens += tokens
-        self.pause -= tokens
-        self.plain_seconds += seconds
-        self.plain_tokens += tokens
+    def plain(self, seconds: Sequence[float]) -> None:
+        """Count tokens that were written plainly."""
+        cold = max(0, COLD - self.tokens) if not self.rounds else 1
+        self.recent.extend(seconds[cold:])
+        self.tokens += len(seconds)
+        self.pause -= len(seconds)
+        self.seconds += sum(seconds)
 
     def drafted(self, seconds: float, tokens: int) -> None:
         """Count a round and the tokens that it gave."""
         self.rounds += 1
         self.tokens += tokens
-        self.round_seconds += seconds
-        self.round_tokens += tokens
+        self.seconds += seconds
         if self.always or not self.recent:
             return
         self.costs.append(seconds)
         self.trial.append((seconds, tokens))
         self.debt += seconds - tokens * self.token
         self.debt = max(self.debt, -JUDGED * self.cost)  # what was gained long ago is not spent now
-        if self.rounds % RENEWED == 0:
+        if self.rounds >= JUDGED and not self.rounds & (self.rounds - 1):
             self.pause = PROBE
         if len(self.trial) >= JUDGED:
             spent, given = (sum(column) for column in zip(*self.trial, strict=True))
@@ -87,8 +90,5 @@ class Pace:
 
     @property
     def speed_up(self) -> float | None:
-        """The plain time of all tokens over the time they took; None before both are known."""
-        if not self.plain_tokens or not self.round_tokens:
-            return None
-        each = self.plain_seconds / self.plain_tokens
-        return each * (self.plain_tokens + self.round_tokens) / (self.plain_seconds + self.round_seconds)
+        """What all tokens would have taken plainly, about, over what they took; None before both are known."""
+        return self.token * self.tokens / self.seconds if self.recent and self.rounds else None

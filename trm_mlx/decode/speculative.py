@@ -33,7 +33,7 @@ from trm_mlx.model import TinyRecursiveLM
 from trm_mlx.splitmix import splitmix64
 from trm_mlx.tokenizer import Tokenizer
 
-STRETCH = 16  # plain tokens between two looks at the clock
+STRETCH = 32  # plain tokens between two looks at the clock
 DRAFTED, KEPT, REPLACED = (1 << 62, (1 << 62) + 1, (1 << 62) + 2)  # which outputs of the seed are seeds of the draws
 TIE = {0: 1e-4, 8: 2e-2}  # by bits of the cache: leads that another order of computing could turn round
 
@@ -143,14 +143,14 @@ class Speculative:
         return owed >= 0 and self.pace.allows(owed * self.rate)
 
     def _plain(self, count: int, chooser: Chooser) -> Iterator[int]:
-        seconds, writing = 0.0, plainly(self.text, self.known[-1:], count, chooser)
+        times, writing = [], plainly(self.text, self.known[-1:], count, chooser)
         for _ in range(count):
             start = self.clock()
             token = next(writing)
-            seconds += self.clock() - start  # and not what the reader does with it
+            times.append(self.clock() - start)  # and not what the reader does with the token
             self.known.append(token)
             yield token
-        self.pace.plain(seconds, count)
+        self.pace.plain(times)
 
     def _draft(self, count: int, chooser: Chooser) -> list[tuple[int, np.ndarray]]:
         """Drafts, and the chances (V,) each was drawn by."""
