@@ -60,7 +60,8 @@ def doctor() -> Findings:
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         mlx=machine.installed("mlx"),
         device=_device(),
-        blas=(backend.blas or ("MLX's own" if linux_cpu else "not needed")) + (", rows by ours" if backend.rows else ""),
+        blas=(backend.blas or ("MLX's own" if linux_cpu else "not needed"))
+        + (", rows by ours" if backend.rows else ""),
         compiler=compiler or "none",
         forms=fused.active(),
         gemm_gflops=round(speed, 1),

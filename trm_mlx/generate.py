@@ -2,18 +2,20 @@
 
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, fields, replace
 from io import TextIOWrapper
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 from trm_mlx import PRETRAINED, config
 from trm_mlx.cache import CacheConfig
+from trm_mlx.decode.prompt_cache import PromptCache
 from trm_mlx.decode.sampling import SamplingConfig
 from trm_mlx.decode.search import SearchConfig, find
-from trm_mlx.decode.stream import Reply, StreamConfig, Timed, events
+from trm_mlx.decode.stream import Event, Reply, StreamConfig, Timed, events
 from trm_mlx.decode.words import WordsConfig
 from trm_mlx.model import TinyRecursiveLM
 from trm_mlx.tokenizer import Tokenizer
@@ -32,6 +34,14 @@ class GenerateConfig:
     model: Annotated[Path, "model folder"] = PRETRAINED
     chat: Annotated[bool, "give the prompt as a user's message, and print only the reply"] = False
     json: Annotated[bool, "print one JSON object when done, instead of streaming text"] = False
+    prompt_cache: Annotated[
+        Path | None,
+        "file of a prompt that was read: what this one has in common with it is not read again; made of this prompt "
+        "if it is not there, and else left as it is",
+    ] = None
+    save_prompt_cache: Annotated[
+        Path | None, "read the prompt, keep that in this file for --prompt-cache, and write no text"
+    ] = None
     stream: StreamConfig = field(default_factory=StreamConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     words: WordsConfig = field(default_factory=WordsConfig)
@@ -42,22 +52,61 @@ class GenerateConfig:
         self.search.check(self.sampling)
         if self.prompt is not None and self.prompt_file is not None:
             raise ValueError("give --prompt or --prompt-file, not both")
+        if not self.search.streams and (self.prompt_cache or self.save_prompt_cache):
+            raise ValueError("a prompt cache serves one text at a time; leave out beams and best_of")
+        if self.save_prompt_cache and self.json:
+            raise ValueError("--save-prompt-cache writes no text, so leave out --json")
 
 
 def generate(
-    model: TinyRecursiveLM, tokenizer: Tokenizer, prompt: str, *, chat: bool = False, **options: Any
+    model: TinyRecursiveLM, prompt: str, *, chat: bool = False, cache: PromptCache | None = None, **options: Any
 ) -> Reply:
     """A whole text that goes on from a prompt.
 
     Args:
-        prompt: how it begins; may be empty.
+        model: as `trm_mlx.load` gives it; any number of threads may generate with it at the same time.
+        prompt: how the text begins; may be empty.
         chat: the prompt is a user's message, to be replied to; for models trained on such.
+        cache: what was read before and need not be again; then holds this text. One text at a time uses it.
         options: fields of `StreamConfig`, `SamplingConfig`, `WordsConfig`, `SearchConfig` and `CacheConfig`:
-            max_tokens, depth, stop, temperature, top_k, ban, beams, cache_window, ...
+            max_tokens, depth, stop, temperature, top_k, seed, ban, beams, cache_window, ...; `cache` has depth and
+            kind of its own.
+
+    Returns:
+        text, tokens, reason ("end", "stop", "length" or "context"), prompt_tokens, times in seconds.
 
     Raises:
-        ValueError: the prompt fills the context, or an option is unknown, out of its range or at odds with another.
+        ValueError: the prompt fills the context, an option is unknown, out of its range or at odds with another, or
+            the model's scores are not numbers.
+        RuntimeError: another text is using the cache.
     """
+    *_, last = stream(model, prompt, chat=chat, cache=cache, **options)
+    assert last.reply is not None
+    return last.reply
+
+
+def stream(
+    model: TinyRecursiveLM, prompt: str, *, chat: bool = False, cache: PromptCache | None = None, **options: Any
+) -> Iterator[Event]:
+    """What `generate` gives, token by token: events with `text` and `token`.
+
+    The last event has also `reason` and `reply`, what `generate` returns. With beams or best_of it is the only one,
+    and has the whole text. Closed early (leaving a loop over it does that), it leaves model and cache ready for the
+    next text. A stream runs in one thread from its beginning to its end.
+
+    Args:
+        model, prompt, chat, cache, options: as of `generate`.
+
+    Raises:
+        ValueError, RuntimeError: as of `generate`; with the first event, not with the call.
+    """
+    if model.tokenizer is None:
+        raise ValueError("the model must have a tokenizer; load it with trm_mlx.load, or set model.tokenizer")
+    if cache is not None:
+        if cache.model is not model:
+            raise ValueError("the cache must be of this model, got one of another")
+        own = {key.name: getattr(cache.kind, key.name) for key in fields(CacheConfig)} | {"depth": cache.depth}
+        options = own | options
     kinds = (StreamConfig, SamplingConfig, WordsConfig, SearchConfig, CacheConfig)
     known = {key.name: kind for kind in kinds for key in fields(kind)}
     if unknown := options.keys() - known.keys():
@@ -66,12 +115,35 @@ def generate(
     def chosen(kind: type[Settings]) -> Settings:
         return kind(**{name: value for name, value in options.items() if known[name] is kind})
 
-    how, search = (chosen(StreamConfig), chosen(SamplingConfig), chosen(WordsConfig)), chosen(SearchConfig)
-    kind = chosen(CacheConfig)
-    ids = _ids(tokenizer, prompt, chat)
-    if not search.streams:
-        return find(model, tokenizer, ids, *how, search, kind)
-    return Timed(events(model, tokenizer, ids, *how, kind), len(ids)).whole()
+    how = Manner(*(chosen(kind) for kind in kinds))  # ty: ignore[invalid-argument-type]
+    yield from written(model, model.tokenizer, _ids(model.tokenizer, prompt, chat), how, cache)
+
+
+class Manner(NamedTuple):
+    """How a text is written."""
+
+    stream: StreamConfig
+    sampling: SamplingConfig
+    words: WordsConfig
+    search: SearchConfig
+    cache: CacheConfig
+
+
+def written(
+    model: TinyRecursiveLM, tokenizer: Tokenizer, ids: Sequence[int], how: Manner, kept: PromptCache | None
+) -> Iterator[Event]:
+    """The events that go on from a prompt's ids, the last of them with the reply."""
+    one = how.stream, how.sampling, how.words
+    if not how.search.streams:
+        if kept is not None:
+            raise ValueError("a prompt cache serves one text at a time; leave out beams and best_of")
+        reply = find(model, tokenizer, ids, *one, how.search, how.cache)
+        yield Event(reply.tokens[-1], reply.text, reply.reason, reply)
+        return
+    with nullcontext() if kept is None else kept.begun(ids, how.stream.depth, how.cache) as text:
+        timed = Timed(events(model, tokenizer, ids, *one, how.cache, text), len(ids), text.position if text else 0)
+        for event in timed:
+            yield replace(event, reply=timed.reply()) if event.reason else event
 
 
 def _ids(tokenizer: Tokenizer, prompt: str, chat: bool) -> list[int]:
@@ -104,30 +176,44 @@ def read_prompt(settings: GenerateConfig) -> str:
         raise ValueError(f"{name} must be UTF-8, got byte 0x{content[error.start]:02X} at {error.start}") from None
 
 
-def run(settings: GenerateConfig) -> Reply:
-    """Generate as the command line asks: text to stdout as it comes, times to stderr."""
+def _kept(settings: GenerateConfig, model: TinyRecursiveLM, ids: Sequence[int]) -> PromptCache | None:
+    """The prompt cache asked for, read from its file or, with the prompt, written to it."""
+    source, target = settings.prompt_cache, settings.save_prompt_cache
+    if source and (target or source.exists()):
+        kept = PromptCache.load(source, model)
+        kept.check(settings.stream.depth, settings.cache)
+    else:
+        kept, target = PromptCache(model, settings.stream.depth, settings.cache), target or source
+    if target:
+        kept.read(ids)
+        kept.save(target)
+        print(f"{len(ids)} prompt tokens  {kept.reused} cached  saved to {target}", file=sys.stderr)
+    return kept if target or source else None
+
+
+def run(settings: GenerateConfig) -> Reply | None:
+    """Generate as the command line asks, text to stdout as it comes, times to stderr; None if only a prompt is read."""
     from trm_mlx import checkpoint
 
     prompt = read_prompt(settings)
     model, tokenizer = checkpoint.load(settings.model)
-    how = (settings.stream, settings.sampling, settings.words)
     ids = _ids(tokenizer, prompt, settings.chat)
+    how = Manner(settings.stream, settings.sampling, settings.words, settings.search, settings.cache)
+    kept = _kept(settings, model, ids)
+    if settings.save_prompt_cache:
+        return None
     before = "" if settings.chat else prompt  # written with the first token, so that nothing is when there is none
-    if settings.search.streams:
-        timed = Timed(events(model, tokenizer, ids, *how, settings.cache), len(ids))
-        try:
-            for event in timed:
-                if not settings.json:
-                    print(before + event.text, end="", flush=True)
-                    before = ""
-        except KeyboardInterrupt:
-            print(flush=True)  # what comes now begins on a line of its own
-            raise
-        reply = timed.reply()
-    else:
-        reply = find(model, tokenizer, ids, *how, settings.search, settings.cache)
-        if not settings.json:
-            print(before + reply.text, end="")
+    reply = None
+    try:
+        for event in written(model, tokenizer, ids, how, kept):
+            reply = event.reply
+            if not settings.json:
+                print(before + event.text, end="", flush=True)
+                before = ""
+    except KeyboardInterrupt:
+        print(flush=True)  # what comes now begins on a line of its own
+        raise
+    assert reply is not None
     if settings.json:
         known = {
             "prompt": prompt,
@@ -139,9 +225,10 @@ def run(settings: GenerateConfig) -> Reply:
         print(json.dumps(known | asdict(reply) | rate | made))
     else:
         print(flush=True)
+    reused = f"{reply.cached_tokens} of {reply.prompt_tokens} prompt tokens cached  " if kept else ""
     print(
         f"{len(reply.tokens)} tokens  {reply.tokens_per_second:.0f} tokens_per_s  first token after "
-        f"{reply.seconds_to_first * 1000:.0f} ms  stopped by {reply.reason}",
+        f"{reply.seconds_to_first * 1000:.0f} ms  {reused}stopped by {reply.reason}",
         file=sys.stderr,
     )
     return reply

@@ -9,6 +9,7 @@ Shapes: B rows, T new positions of each, X = B T, D width, H heads, N key-value 
 """
 
 import math
+import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -55,6 +56,16 @@ def foldable(model: TinyRecursiveLM) -> bool:
     )
 
 
+class Steps(threading.local):
+    """Compiled steps by depth and cache; each thread makes its own, which go when it ends.
+
+    What MLX keeps of them it would let go of after the thread's end, and abort if Python is gone by then.
+    """
+
+    def __init__(self) -> None:
+        self.made: dict[tuple[int, CacheConfig], Step] = {}
+
+
 class Folded:
     """The folded weights of a model, and its forward pass in parts. They do not follow later changes of the model."""
 
@@ -73,7 +84,7 @@ class Folded:
         self.values = values if c.qk_norm else mx.ones_like(values)  # 1: no norm of its own
         self.still = values if c.position == "rope" else mx.ones_like(values)  # 1: is not turned
         self.rates = c.rope_base ** (-2 * mx.arange(c.head_width // 2) / c.head_width)
-        self.steps: dict[tuple[int, CacheConfig], Step] = {}
+        self.steps = Steps()
         mx.eval([v for v in vars(self).values() if isinstance(v, mx.array)], blocks)
 
     def _parts(self, model: TinyRecursiveLM) -> list[tuple[list[Block], int]]:
@@ -90,7 +101,8 @@ class Folded:
         (ids (B, T), position (1,), lead (B,) or None, arrays of the cache) -> scores (B, T, V) and the arrays anew.
         """
         key = (cache.depth, cache.kind)
-        if key not in self.steps:
+        steps = self.steps.made
+        if key not in steps:
             empty = Cache(self.config, *key)  # tells how it is laid out, and holds no arrays
 
             def run(ids: mx.array, position: mx.array, lead: mx.array | None, *arrays: mx.array) -> list[mx.array]:
@@ -100,8 +112,8 @@ class Folded:
                     h = self.run_pass(h, anchor, index, held)
                 return [self.read(h, anchor, held), *held.arrays]
 
-            self.steps[key] = mx.compile(run)
-        return self.steps[key]
+            steps[key] = mx.compile(run)
+        return steps[key]
 
     def place(self, cache: Cache, position: mx.array, lead: mx.array | None, rows: int, T: int, S: int) -> Place:
         """Where the next T positions are.

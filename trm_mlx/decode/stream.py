@@ -45,12 +45,13 @@ class Event:
     """One token written, and the text it made certain; `reason` is set on the last one.
 
     Reasons: "end" an end token was chosen, "stop" a stop text came, "length" max_tokens are written, "context"
-    the model has no more positions.
+    the model has no more positions. `trm_mlx.stream` sets `reply` beside the reason: all that was written.
     """
 
     token: int
     text: str
     reason: Reason | None = None
+    reply: "Reply | None" = None
 
 
 def events(
@@ -61,6 +62,7 @@ def events(
     sampling: SamplingConfig,
     words: WordsConfig = NO_WORDS,
     kind: CacheConfig = EVERYTHING,
+    text: StepModel | None = None,
 ) -> Iterator[Event]:
     """Write on from a prompt.
 
@@ -70,12 +72,13 @@ def events(
         sampling: how each token is chosen; the draw of the n-th token is number n, from 0.
         words: what is favoured, and what the prompt with what is written on must not come to hold.
         kind: what is kept of the text.
+        text: what has read the beginning of the prompt already, at this depth and with this kind of cache.
 
     Raises:
         ValueError: the prompt is empty or fills the context, the depth is above the model's, the logits
             are not numbers, or a word to favour is not one token.
     """
-    text = opened(model, prompt, settings.depth, kind)
+    text = opened(model, prompt, settings.depth, kind) if text is None else text
     steered = Words(words, tokenizer)
     ends, decoder, scanner = (tokenizer.eos, tokenizer.end), tokenizer.stream(), Scanner(settings.stop)
     room = model.config.context - len(prompt)
@@ -100,12 +103,15 @@ def events(
 def picks(
     text: StepModel, prompt: Sequence[int], most: int, sampling: SamplingConfig, steered: Words
 ) -> Iterator[int]:
-    """At most so many tokens that go on from a prompt, chosen one by one; ends of text are tokens as any."""
+    """At most so many tokens that go on from a prompt, whose beginning the text may have read already.
+
+    They are chosen one by one; ends of text are tokens as any.
+    """
     if sampling.temperature == 0 and not sampling.remembers and not steered.steers:
         yield from greedy(text, prompt, most)
         return
     history = History(text.model.config.vocabulary, prompt) if sampling.remembers else None
-    ids, tail = prompt, steered.tail(prompt)
+    ids, tail = prompt[text.position :], steered.tail(prompt)
     for step in range(most):
         logits = np.array(text.append(ids)[0])
         token = sample(logits, sampling, step, history or (), steered.bias, steered.banned(tail))
@@ -117,7 +123,7 @@ def picks(
 
 def greedy(text: StepModel, prompt: Sequence[int], most: int) -> Iterator[int]:
     """The likeliest token, again and again: chosen where the scores are, the next step begun before it is told."""
-    logits = text.append(prompt)
+    logits = text.append(prompt[text.position :])
     for left in range(most, 0, -1):
         token, sound = logits.argmax(-1), (logits < math.inf).all()  # NaN is not below anything
         following = text.append(token[:, None]) if left > 1 else logits
@@ -136,12 +142,18 @@ def opened(
     Raises:
         ValueError: the prompt is empty or fills the context, or the depth is above the model's.
     """
+    check_room(model, prompt)
+    return StepModel(model, depth, kind, **options)
+
+
+def check_room(model: TinyRecursiveLM, prompt: Sequence[int]) -> None:
+    """Refuse a prompt that is empty or fills the context: nothing of it is left out to make it fit."""
     context = model.config.context
     if not 0 < len(prompt) < context:
+        long = "; shorten it, or take a model of a longer context" if prompt else ""
         raise ValueError(
-            f"the prompt must have 1 to {context - 1} tokens, as the context is {context}, got {len(prompt)}"
+            f"the prompt must have 1 to {context - 1} tokens, as the context is {context}, got {len(prompt)}{long}"
         )
-    return StepModel(model, depth, kind, **options)
 
 
 class Scanner:
@@ -181,7 +193,10 @@ class Scanner:
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """A whole answer, with its times in seconds from the call; `score` is what a search ranked it by."""
+    """A whole answer, with its times in seconds from the call; `score` is what a search ranked it by.
+
+    Of the prompt's tokens, `cached_tokens` were in a prompt cache, and not read again.
+    """
 
     text: str
     tokens: tuple[int, ...]
@@ -190,6 +205,7 @@ class Reply:
     seconds_to_first: float
     seconds: float
     score: float | None = None
+    cached_tokens: int = 0
 
     @property
     def tokens_per_second(self) -> float:
@@ -202,8 +218,8 @@ class Reply:
 class Timed:
     """Runs through events, and adds up the reply and its times."""
 
-    def __init__(self, source: Iterator[Event], prompt_tokens: int) -> None:
-        self.source, self.prompt_tokens = source, prompt_tokens
+    def __init__(self, source: Iterator[Event], prompt_tokens: int, cached_tokens: int = 0) -> None:
+        self.source, self.prompt_tokens, self.cached_tokens = source, prompt_tokens, cached_tokens
         self.text, self.tokens, self.reason = "", [], None
         self.start, self.first = time.perf_counter(), 0.0
 
@@ -230,4 +246,5 @@ class Timed:
             prompt_tokens=self.prompt_tokens,
             seconds_to_first=self.first,
             seconds=time.perf_counter() - self.start,
+            cached_tokens=self.cached_tokens,
         )
