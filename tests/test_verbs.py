@@ -22,6 +22,7 @@ CONFIGS = {
     "train": "TrainConfig",
     "quantize": "QuantizeConfig",
     "generate": "GenerateConfig",
+    "chat": "ChatConfig",
     "evaluate": "EvaluateConfig",
     "benchmark": "BenchmarkConfig",
     "doctor": "DoctorConfig",

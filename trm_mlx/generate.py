@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from io import TextIOWrapper
@@ -87,7 +87,7 @@ def generate(
 
 def stream(
     model: TinyRecursiveLM, prompt: str, *, chat: bool = False, cache: PromptCache | None = None, **options: Any
-) -> Iterator[Event]:
+) -> Generator[Event]:
     """What `generate` gives, token by token: events with `text` and `token`.
 
     The last event has also `reason` and `reply`, what `generate` returns. With beams or best_of it is the only one,
@@ -131,7 +131,7 @@ class Manner(NamedTuple):
 
 def written(
     model: TinyRecursiveLM, tokenizer: Tokenizer, ids: Sequence[int], how: Manner, kept: PromptCache | None
-) -> Iterator[Event]:
+) -> Generator[Event]:
     """The events that go on from a prompt's ids, the last of them with the reply."""
     one = how.stream, how.sampling, how.words
     if not how.search.streams:
@@ -192,7 +192,7 @@ def _kept(settings: GenerateConfig, model: TinyRecursiveLM, ids: Sequence[int]) 
 
 
 def run(settings: GenerateConfig) -> Reply | None:
-    """Generate as the command line asks, text to stdout as it comes, times to stderr; None if only a prompt is read."""
+    """Generate as the command line asks, text to stdout as it comes, times to stderr; None where it only reads."""
     from trm_mlx import checkpoint
 
     prompt = read_prompt(settings)
