@@ -214,12 +214,12 @@ def score(settings: ScoreConfig, say: Callable[[str], None] = lambda line: None)
     for name, folder, chat in (("model", settings.model, True), ("base", settings.base, False)):
         if folder is None:
             continue
-        model, tokenizer = checkpoint.load(folder)
+        model = checkpoint.load_model(folder)
         options, texts = asdict(settings.stream) | asdict(settings.sampling), []
         for number, record in enumerate(records):
             options["seed"] = settings.sampling.seed + number
             prompt = record["prompt"] + ("" if chat else "\n\n")
-            texts.append(generate(model, tokenizer, prompt, chat=chat, **options).text)
+            texts.append(generate(model, prompt, chat=chat, **options).text)
             say(f"{name}  {number + 1}/{len(records)}  {record['prompt']}\n{texts[-1]}\n")
         shares[name] = share(texts, [record["words"] for record in records])
     return shares

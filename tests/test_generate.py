@@ -39,7 +39,7 @@ def printed(capsys, *flags: object) -> str:
 
 def test_generate_gives_what_the_events_add_up_to(loaded):
     model, tokenizer = loaded
-    reply = generate(*loaded, PROMPT, max_tokens=15, depth=1, top_k=5, seed=9)
+    reply = generate(loaded[0], PROMPT, max_tokens=15, depth=1, top_k=5, seed=9)
     ids = [tokenizer.bos, *tokenizer.encode(PROMPT)]
     config, sampling = StreamConfig(max_tokens=15, depth=1), SamplingConfig(top_k=5, seed=9)
     found = list(events(model, tokenizer, ids, config, sampling))
@@ -52,21 +52,21 @@ def test_chat_gives_the_prompt_as_a_users_message_and_prints_only_the_reply(fold
     model, tokenizer = loaded
     ids = [tokenizer.bos, tokenizer.user, *tokenizer.encode(PROMPT), tokenizer.end, tokenizer.assistant]
     found = events(model, tokenizer, ids, StreamConfig(max_tokens=9), SamplingConfig(seed=4))
-    reply = generate(*loaded, PROMPT, chat=True, max_tokens=9, seed=4)
+    reply = generate(loaded[0], PROMPT, chat=True, max_tokens=9, seed=4)
     assert reply.tokens == tuple(event.token for event in found)
-    assert reply.tokens != generate(*loaded, PROMPT, max_tokens=9, seed=4).tokens
+    assert reply.tokens != generate(loaded[0], PROMPT, max_tokens=9, seed=4).tokens
     flags = ("--model", folder, "--prompt", PROMPT, "--chat", "--max-tokens", 9, "--seed", 4)
     assert printed(capsys, *flags) == reply.text + "\n"
 
 
 def test_an_empty_prompt_begins_a_text(loaded):
-    assert generate(*loaded, "", max_tokens=3).prompt_tokens == 1
+    assert generate(loaded[0], "", max_tokens=3).prompt_tokens == 1
 
 
 @pytest.mark.slow
 def test_each_way_of_sampling_has_its_effect(loaded):
     def tokens(**options):
-        return generate(*loaded, PROMPT, max_tokens=12, **options).tokens
+        return generate(loaded[0], PROMPT, max_tokens=12, **options).tokens
 
     greedy, usual = tokens(temperature=0), tokens(top_k=0)
     assert greedy == tokens(temperature=0, seed=8) == tokens(top_k=1) == tokens(min_p=1.0) == tokens(top_p=1e-9)
@@ -78,20 +78,20 @@ def test_each_way_of_sampling_has_its_effect(loaded):
 
 
 def test_a_seed_may_be_any_64_bit_number(loaded):
-    largest = generate(*loaded, PROMPT, max_tokens=20, seed=2**64 - 1)
-    assert largest.tokens == generate(*loaded, PROMPT, max_tokens=20, seed=2**64 - 1).tokens
+    largest = generate(loaded[0], PROMPT, max_tokens=20, seed=2**64 - 1)
+    assert largest.tokens == generate(loaded[0], PROMPT, max_tokens=20, seed=2**64 - 1).tokens
 
 
 def test_what_is_held_back_for_a_stop_text_comes_at_the_end(loaded):
-    whole = generate(*loaded, PROMPT, max_tokens=20, temperature=0)
-    held = generate(*loaded, PROMPT, max_tokens=20, temperature=0, stop=(whole.text[-3:] + "never",))
+    whole = generate(loaded[0], PROMPT, max_tokens=20, temperature=0)
+    held = generate(loaded[0], PROMPT, max_tokens=20, temperature=0, stop=(whole.text[-3:] + "never",))
     assert held.text == whole.text
 
 
 def test_a_stop_text_cuts_the_text(loaded):
-    whole = generate(*loaded, PROMPT, max_tokens=20).text
+    whole = generate(loaded[0], PROMPT, max_tokens=20).text
     stop = whole[5:8]
-    reply = generate(*loaded, PROMPT, max_tokens=20, stop=(stop, "never"))
+    reply = generate(loaded[0], PROMPT, max_tokens=20, stop=(stop, "never"))
     assert (reply.text, reply.reason) == (whole[: whole.index(stop)], "stop")
 
 
@@ -109,7 +109,7 @@ def test_a_stop_text_cuts_the_text(loaded):
 )
 def test_an_option_that_is_wrong_is_refused(loaded, options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        generate(*loaded, PROMPT, **options)
+        generate(loaded[0], PROMPT, **options)
 
 
 @pytest.mark.slow
@@ -125,9 +125,9 @@ def test_an_option_that_is_wrong_is_refused(loaded, options, message):
     ],
 )
 def test_the_package_generates_whatever_was_imported_first(folder, loaded, lines):
-    call = f"print(trm_mlx.generate(*trm_mlx.load({str(folder)!r}), 'a', max_tokens=3, temperature=0).tokens)"
+    call = f"print(trm_mlx.generate(trm_mlx.load({str(folder)!r}), 'a', max_tokens=3, temperature=0).tokens)"
     done = subprocess.run([sys.executable, "-c", f"{lines}\n{call}"], cwd=ROOT, capture_output=True, text=True)
-    expected = generate(*loaded, "a", max_tokens=3, temperature=0).tokens
+    expected = generate(loaded[0], "a", max_tokens=3, temperature=0).tokens
     assert (done.stdout, done.stderr) == (f"{expected}\n", "")
 
 
@@ -174,7 +174,7 @@ def test_a_prompt_that_is_empty_is_not_asked_for_again(monkeypatch):
 
 def test_the_command_writes_prompt_and_text_to_stdout_and_times_to_stderr(folder, loaded, capsys):
     flags = ("--model", folder, "--prompt", PROMPT, "--max-tokens", 15, "--seed", 4, "--depth", 1)
-    expected = generate(*loaded, PROMPT, max_tokens=15, seed=4, depth=1)
+    expected = generate(loaded[0], PROMPT, max_tokens=15, seed=4, depth=1)
     assert printed(capsys, *flags) == f"{PROMPT}{expected.text}\n"
 
 
@@ -194,7 +194,7 @@ def test_json_holds_the_reply_and_how_it_was_made(folder, loaded, capsys):
         "c",
     )
     record = json.loads(printed(capsys, *flags))
-    expected = generate(*loaded, PROMPT, max_tokens=9, top_p=0.9, stop=("a b", "c"))
+    expected = generate(loaded[0], PROMPT, max_tokens=9, top_p=0.9, stop=("a b", "c"))
     assert (record["text"], tuple(record["tokens"])) == (expected.text, expected.tokens)
     assert (record["prompt"], record["model"], record["depth"]) == (PROMPT, "tiny", 2)
     assert (record["reason"], record["prompt_tokens"]) == (expected.reason, expected.prompt_tokens)
@@ -206,7 +206,7 @@ def test_json_holds_the_reply_and_how_it_was_made(folder, loaded, capsys):
 def test_a_search_prints_its_text_at_the_end_and_says_how_it_was_found(folder, loaded, capsys):
     model = ("--model", folder, "--prompt", PROMPT, "--max-tokens", 8)
     for flags, options in ((("--beams", 3), {"beams": 3}), (("--best-of", 3), {"best_of": 3})):
-        expected = generate(*loaded, PROMPT, max_tokens=8, ban=("e",), **options)
+        expected = generate(loaded[0], PROMPT, max_tokens=8, ban=("e",), **options)
         assert printed(capsys, *model, *flags, "--ban", "e") == f"{PROMPT}{expected.text}\n"
         record = json.loads(printed(capsys, *model, *flags, "--ban", "e", "--json"))
         assert (record["text"], tuple(record["tokens"])) == (expected.text, expected.tokens)
@@ -216,13 +216,13 @@ def test_a_search_prints_its_text_at_the_end_and_says_how_it_was_found(folder, l
 
 
 def test_beams_may_be_told_of_temperature_0(loaded):
-    cold = generate(*loaded, PROMPT, max_tokens=5, beams=2, temperature=0)
-    assert cold.tokens == generate(*loaded, PROMPT, max_tokens=5, beams=2).tokens
+    cold = generate(loaded[0], PROMPT, max_tokens=5, beams=2, temperature=0)
+    assert cold.tokens == generate(loaded[0], PROMPT, max_tokens=5, beams=2).tokens
 
 
 def test_run_gives_the_reply(folder, loaded, capsys):
     settings = GenerateConfig(prompt=PROMPT, model=folder, stream=StreamConfig(max_tokens=5))
-    assert run(settings).tokens == generate(*loaded, PROMPT, max_tokens=5).tokens
+    assert run(settings).tokens == generate(loaded[0], PROMPT, max_tokens=5).tokens
 
 
 @pytest.mark.parametrize(

@@ -129,11 +129,11 @@ def test_scores_of_a_model_do_not_depend_on_its_head(tmp_path):
 
 
 def test_a_head_decides_the_passes_of_a_text(tmp_path):
-    model, tokenizer = checkpoint.load(save_tiny(tmp_path / "headed", halting=True))
+    model = checkpoint.load_model(save_tiny(tmp_path / "headed", halting=True))
     replies = {}
     for bias in (-99.0, 99.0):
         model.update({"halting": {"bias": mx.array([bias])}})
-        replies[bias] = generate(model, tokenizer, "hello", max_tokens=11, exit="halt:0.5", top_k=1)
+        replies[bias] = generate(model, "hello", max_tokens=11, exit="halt:0.5", top_k=1)
     length = len(replies[99.0].tokens)
     assert replies[-99.0].mean_depth == 2 and replies[99.0].mean_depth == (2 + length - 1) / length
 

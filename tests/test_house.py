@@ -39,7 +39,7 @@ NOUNS = [  # in order: each may import the ones before it
     "comparison",
 ]
 ROOMS = ["decode", "adapt", "microscope", "puzzles"]
-VERBS = ["train", "quantize", "generate", "evaluate", "benchmark", "doctor"]
+VERBS = ["train", "quantize", "generate", "chat", "evaluate", "benchmark", "doctor"]
 FILES = sorted([*ROOT.glob("trm_mlx/**/*.py"), *ROOT.glob("convert/**/*.py")])
 LONGEST = 350  # lines
 

@@ -69,7 +69,7 @@ def test_results_are_those_of_each_prompt_alone_in_the_order_given(ask, loaded, 
     found = read(tmp_path / "results")
     assert [record["prompt"] for record in found] == PROMPTS
     for number, (line, record) in enumerate(zip(LINES, found, strict=True), 1):
-        alone = generate(*loaded, line["prompt"], max_tokens=line["max_tokens"], seed=line["seed"])
+        alone = generate(loaded[0], line["prompt"], max_tokens=line["max_tokens"], seed=line["seed"])
         assert record == {
             "id": number,
             "prompt": line["prompt"],
@@ -95,8 +95,8 @@ def test_settings_are_for_all_prompts_that_have_none_of_their_own(ask, loaded, t
     assert ask("--max-tokens", 6, "--seed", 4, "--top-k", 3, "--chat")[0] == 0
     first, second, third = read(tmp_path / "results")
     options = {"max_tokens": 6, "top_k": 3, "chat": True}
-    assert first["text"] == generate(*loaded, "hello", seed=4, **options).text
-    assert second["text"] == generate(*loaded, "the", seed=9, **options).text
+    assert first["text"] == generate(loaded[0], "hello", seed=4, **options).text
+    assert second["text"] == generate(loaded[0], "the", seed=9, **options).text
     assert (first["id"], second["id"], third["id"]) == ("a", 2, 7)
     assert third["prompt_tokens"] == 1 + len(loaded[1].chat(messages, reply=True))
     assert third["messages"][0] == {"role": "user", "content": "moon"}
@@ -334,14 +334,14 @@ def test_flags_that_make_no_sense_are_refused_in_one_line(folder, tmp_path, caps
 
 
 def test_the_function_gives_what_generate_gives_one_by_one(loaded):
-    found = trm_mlx.generate_batch(*loaded, PROMPTS, batch=3, max_tokens=8, top_k=5, seed=2)
+    found = trm_mlx.generate_batch(loaded[0], PROMPTS, batch=3, max_tokens=8, top_k=5, seed=2)
     for prompt, reply in zip(PROMPTS, found, strict=True):
-        alone = generate(*loaded, prompt, max_tokens=8, top_k=5, seed=2)
+        alone = generate(loaded[0], prompt, max_tokens=8, top_k=5, seed=2)
         assert (reply.text, reply.tokens, reply.reason) == (alone.text, alone.tokens, alone.reason)
-    seeded = generate_batch(*loaded, ["the"] * 3, max_tokens=8, seeds=[5, 6, 5], chat=True)
-    assert seeded[0].tokens == generate(*loaded, "the", max_tokens=8, seed=5, chat=True).tokens == seeded[2].tokens
+    seeded = generate_batch(loaded[0], ["the"] * 3, max_tokens=8, seeds=[5, 6, 5], chat=True)
+    assert seeded[0].tokens == generate(loaded[0], "the", max_tokens=8, seed=5, chat=True).tokens == seeded[2].tokens
     assert seeded[1].tokens != seeded[0].tokens
-    assert generate_batch(*loaded, []) == []
+    assert generate_batch(loaded[0], []) == []
 
 
 @pytest.mark.parametrize(
@@ -355,9 +355,9 @@ def test_the_function_gives_what_generate_gives_one_by_one(loaded):
 )
 def test_the_function_refuses_what_cannot_be(loaded, options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        generate_batch(*loaded, ["a", "b"], **options)
+        generate_batch(loaded[0], ["a", "b"], **options)
 
 
 def test_the_package_still_generates_after_a_batch(loaded):
-    trm_mlx.generate_batch(*loaded, ["a"], max_tokens=1)
-    assert trm_mlx.generate is verb and trm_mlx.generate(*loaded, "a", max_tokens=1).tokens
+    trm_mlx.generate_batch(loaded[0], ["a"], max_tokens=1)
+    assert trm_mlx.generate is verb and trm_mlx.generate(loaded[0], "a", max_tokens=1).tokens

@@ -185,16 +185,16 @@ def test_the_held_out_text_of_another_tokenizer_is_refused(tmp_path, story, caps
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_a_quantized_model_writes_text(made, packed):
-    model, tokenizer = checkpoint.load(made[0], packed=packed)
-    reply = trm_mlx.generate(model, tokenizer, "the quick", max_tokens=12, temperature=0)
+    model = checkpoint.load(made[0], packed=packed)[0]
+    reply = trm_mlx.generate(model, "the quick", max_tokens=12, temperature=0)
     assert len(reply.tokens) == 12
 
 
 def test_packed_and_dense_models_write_the_same(made):
     written = []
     for packed in (True, False):
-        model, tokenizer = checkpoint.load(made[0], packed=packed)
-        written.append(trm_mlx.generate(model, tokenizer, "the quick", max_tokens=12, temperature=0).tokens)
+        model = checkpoint.load(made[0], packed=packed)[0]
+        written.append(trm_mlx.generate(model, "the quick", max_tokens=12, temperature=0).tokens)
     assert written[0] == written[1]
 
 

@@ -21,6 +21,7 @@ SETTINGS = {
     "quantize": "QuantizeConfig",
     "train": "TrainConfig",
     "generate": "GenerateConfig",
+    "chat": "ChatConfig",
     "evaluate": "EvaluateConfig",
     "benchmark": "BenchmarkConfig",
     "doctor": "DoctorConfig",

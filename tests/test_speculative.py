@@ -143,8 +143,8 @@ def test_texts_end_and_are_steered_alike(loaded, folder, options, draft):
     how = {"draft_depth": 1} if draft == "depth" else {"draft_model": folder, "draft_depth": 1}
     options = {"temperature": 0, "max_tokens": 30, **OPTIONS[options]}
     for prompt in ("hello moon", "the lazy dogs", "12", "", "river in a garden"):
-        plain = generate(*loaded, prompt, **options)
-        drafted = generate(*loaded, prompt, **options, **how, draft_always=True)
+        plain = generate(loaded[0], prompt, **options)
+        drafted = generate(loaded[0], prompt, **options, **how, draft_always=True)
         for name in ("text", "tokens", "reason", "prompt_tokens"):
             assert getattr(drafted, name) == getattr(plain, name)
 
@@ -163,8 +163,10 @@ def test_a_text_with_drafts_ends_with_the_context(tiny, loaded):
 
 def test_a_drawn_text_is_the_same_each_time(loaded):
     options = {"max_tokens": 25, "draft_depth": 1, "draft_always": True, "seed": 3}
-    assert generate(*loaded, "hello", **options).tokens == generate(*loaded, "hello", **options).tokens
-    assert generate(*loaded, "hello", **options).tokens != generate(*loaded, "hello", **options | {"seed": 4}).tokens
+    assert generate(loaded[0], "hello", **options).tokens == generate(loaded[0], "hello", **options).tokens
+    assert (
+        generate(loaded[0], "hello", **options).tokens != generate(loaded[0], "hello", **options | {"seed": 4}).tokens
+    )
 
 
 # Drawn texts have the distribution of those without drafts.
@@ -334,7 +336,7 @@ def test_a_bias_would_be_found(monkeypatch, mistake):
 )
 def test_drafts_that_can_not_be_are_refused(loaded, options, message):
     with pytest.raises(ValueError, match=message):
-        generate(*loaded, "hello", **options)
+        generate(loaded[0], "hello", **options)
 
 
 def test_a_drafting_model_of_another_tokenizer_is_refused(loaded):
@@ -343,11 +345,11 @@ def test_a_drafting_model_of_another_tokenizer_is_refused(loaded):
 
 
 def test_what_drafts_came_to_is_told(loaded):
-    reply = generate(*loaded, "hello", max_tokens=20, temperature=0, draft_depth=1, draft_always=True)
+    reply = generate(loaded[0], "hello", max_tokens=20, temperature=0, draft_depth=1, draft_always=True)
     drafts = reply.drafts
     assert drafts.verifications > 0 and drafts.tokens == drafts.accepted + drafts.verifications
     assert 0 <= drafts.acceptance <= 1 <= drafts.tokens_per_verification <= 5
-    assert generate(*loaded, "hello", max_tokens=3).drafts is None
+    assert generate(loaded[0], "hello", max_tokens=3).drafts is None
 
 
 def test_a_text_with_drafts_is_never_much_slower_by_the_clock():

@@ -22,6 +22,7 @@ CONFIGS = {
     "train": "TrainConfig",
     "quantize": "QuantizeConfig",
     "generate": "GenerateConfig",
+    "chat": "ChatConfig",
     "evaluate": "EvaluateConfig",
     "benchmark": "BenchmarkConfig",
     "doctor": "DoctorConfig",
@@ -110,7 +111,9 @@ def test_importing_the_package_imports_nothing_large():
 
 
 def test_the_package_lists_its_public_names_and_no_others():
-    assert {"load", "generate", "ModelConfig", "TinyRecursiveLM", "PRETRAINED"} <= set(dir(trm_mlx))
+    assert {"load", "generate", "stream", "PromptCache", "ModelConfig", "TinyRecursiveLM", "PRETRAINED"} <= set(
+        dir(trm_mlx)
+    )
     with pytest.raises(AttributeError, match="trm_mlx has no 'lod'"):
         trm_mlx.__getattr__("lod")
 

@@ -10,6 +10,7 @@ VERBS = {
     "train": "train a model on text, or go on training",
     "quantize": "round a model to 8, 6 or 4 bits",
     "generate": "write text",
+    "chat": "talk with a model",
     "evaluate": "perplexity and bits per byte of text, at each depth",
     "benchmark": "time to the first token, time per token, memory; compare reports",
     "doctor": "what this machine has, how fast it is, what is missing",

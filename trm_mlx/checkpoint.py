@@ -176,9 +176,24 @@ def load(
     model.update(tree_unflatten(list(dense.items())))
     if not cpu if packed is None else packed:
         _pack(model, held, dtype or mx.float16)
+    model.tokenizer, model.revision = held.tokenizer, held.revision
     model.eval()
     mx.eval(model.parameters())
     return model, held.tokenizer
+
+
+def load_model(folder: str | Path) -> TinyRecursiveLM:
+    """The model of a folder, with its tokenizer as `model.tokenizer`, ready for `trm_mlx.generate`.
+
+    Any number of threads may generate with one model at the same time, each its own text: a text is the same as
+    alone. On a Linux CPU each thread compiles steps of its own, so that threads are better kept than made for each
+    text. Changing the model's weights meanwhile is not supported.
+
+    Raises:
+        FileNotFoundError: the folder or one of its three files is missing.
+        ValueError: a file is damaged, foreign, of a future version, or belongs to another model.
+    """
+    return load(folder)[0]
 
 
 def _pack(model: TinyRecursiveLM, held: Contents, dtype: mx.Dtype) -> None:
@@ -252,7 +267,7 @@ def _record(folder: Path) -> dict[str, Any]:
 def save_training(folder: Path, arrays: Mapping[str, mx.array], facts: Mapping[str, str]) -> None:
     """Replace training.safetensors: the arrays of `loop.Run` and what they belong to, as metadata."""
     facts = {**_owners(folder), **facts}
-    tensors.write(folder / TRAINING, arrays, {**facts, "facts": _facts_digest(facts)})
+    tensors.write(folder / TRAINING, arrays, {**facts, "facts": facts_digest(facts)})
 
 
 def load_training(folder: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
@@ -263,7 +278,7 @@ def load_training(folder: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
     """
     arrays, facts = tensors.read(_present(folder, TRAINING))
     facts.pop("sha256")
-    if facts.pop("facts", None) != _facts_digest(facts):
+    if facts.pop("facts", None) != facts_digest(facts):
         raise ValueError(f"{folder / TRAINING} is damaged: its facts are not those it was saved with")
     if {name: facts.get(name) for name in ("config", "tokenizer")} != _owners(folder):
         raise ValueError(f"{folder / TRAINING} belongs to another model than {CONFIG} and {TOKENIZER}")
@@ -289,7 +304,8 @@ def digest(content: bytes) -> str:
     return sha256(content).hexdigest()
 
 
-def _facts_digest(facts: Mapping[str, str]) -> str:
+def facts_digest(facts: Mapping[str, str]) -> str:
+    """The hash of what a safetensors file says beside its tensors."""
     return digest(json.dumps(facts, sort_keys=True).encode())
 
 

@@ -1,38 +1,29 @@
-"""`python -m trm_mlx.generate`: write on from a prompt."""
+"""`python -m trm_mlx.generate`: write on from a prompt, or from a file of them."""
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from io import TextIOWrapper
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from trm_mlx import PRETRAINED, config
 from trm_mlx.cache import CacheConfig
 from trm_mlx.decode import batch as many
 from trm_mlx.decode import jobs as work
-from trm_mlx.decode.constrain import ConstrainConfig, constraint
-from trm_mlx.decode.exits import ExitConfig, ExitModel
-from trm_mlx.decode.sampling import SamplingConfig
-from trm_mlx.decode.search import SearchConfig, find
-from trm_mlx.decode.speculative import SpeculationConfig, speculative
-from trm_mlx.decode.stream import Reply, Source, StreamConfig, Timed, events
-from trm_mlx.decode.words import WordsConfig
+from trm_mlx.decode.manner import Manner, written
+from trm_mlx.decode.prompt_cache import PromptCache
+from trm_mlx.decode.stream import Event, Reply
 from trm_mlx.model import TinyRecursiveLM
 from trm_mlx.tokenizer import Tokenizer
 
-Settings = TypeVar("Settings")
-How = tuple[StreamConfig, SamplingConfig, WordsConfig]
-
-MADE = ("sampling", "words", "constrain", "search", "cache", "exits", "speculation")  # what a reply tells
-SEARCHES = "beams and best_of search one prompt at a time"
 LARGEST_PROMPT = 1 << 22  # bytes; far beyond any context
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig:
+class GenerateConfig(Manner):
     """Write text with a tiny recursive language model."""
 
     prompt: Annotated[str | None, "how the text begins; none: from --prompt-file or standard input"] = None
@@ -40,57 +31,87 @@ class GenerateConfig:
     model: Annotated[Path, "model folder"] = PRETRAINED
     chat: Annotated[bool, "give the prompt as a user's message, and print only the reply"] = False
     json: Annotated[bool, "print one JSON object when done, instead of streaming text"] = False
-    stream: StreamConfig = field(default_factory=StreamConfig)
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    words: WordsConfig = field(default_factory=WordsConfig)
-    constrain: ConstrainConfig = field(default_factory=ConstrainConfig)
-    search: SearchConfig = field(default_factory=SearchConfig)
-    cache: CacheConfig = field(default_factory=CacheConfig)
-    exits: ExitConfig = field(default_factory=ExitConfig)
-    speculation: SpeculationConfig = field(default_factory=SpeculationConfig)
+    prompt_cache: Annotated[
+        Path | None,
+        "file of a prompt that was read: what this one has in common with it is not read again; made of this prompt "
+        "if it is not there, and else left as it is",
+    ] = None
+    save_prompt_cache: Annotated[
+        Path | None, "read the prompt, keep that in this file for --prompt-cache, and write no text"
+    ] = None
     jobs: work.JobsConfig = field(default_factory=work.JobsConfig)
 
     def __post_init__(self) -> None:
-        self.search.check(self.sampling)
-        self.constrain.check(self.stream.stop)
-        one_text(self.search, self.exits, self.speculation, self.constrain)
+        super().__post_init__()
+        if self.prompt is not None and self.prompt_file is not None:
+            raise ValueError("give --prompt or --prompt-file, not both")
+        caches = self.prompt_cache or self.save_prompt_cache
+        if caches:
+            self.check_prompt_cache()
+        if self.save_prompt_cache and self.json:
+            raise ValueError("--save-prompt-cache writes no text, so leave out --json")
         if self.jobs.input and (self.prompt is not None or self.prompt_file is not None or self.json):
             raise ValueError(
                 "--input has prompts of its own and writes JSON; leave --prompt, --prompt-file and --json"
             )
         if self.jobs.input:
-            simple(self.search, self.exits, self.speculation, self.constrain)
-        if self.prompt is not None and self.prompt_file is not None:
-            raise ValueError("give --prompt or --prompt-file, not both")
+            self.check_batch()
+        if self.jobs.input and caches:
+            raise ValueError("a prompt cache serves one text at a time; leave out --input, or the cache")
 
 
 def generate(
-    model: TinyRecursiveLM, tokenizer: Tokenizer, prompt: str, *, chat: bool = False, **options: Any
+    model: TinyRecursiveLM, prompt: str, *, chat: bool = False, cache: PromptCache | None = None, **options: Any
 ) -> Reply:
     """A whole text that goes on from a prompt.
 
     Args:
-        prompt: how it begins; may be empty.
+        model: as `trm_mlx.load` gives it; any number of threads may generate with it at the same time.
+        prompt: how the text begins; may be empty.
         chat: the prompt is a user's message, to be replied to; for models trained on such.
-        options: fields of `StreamConfig`, `SamplingConfig`, `WordsConfig`, `ConstrainConfig`, `SearchConfig`,
-            `CacheConfig`, `ExitConfig` and `SpeculationConfig`: max_tokens, depth, stop, temperature, top_k, ban,
-            choices, beams, cache_window, exit, draft_depth, ...
+        cache: what was read before and need not be again; then holds this text. One text at a time uses it.
+        options: fields of the configurations that `Manner` has: max_tokens, depth, stop, temperature, top_k, seed,
+            ban, choices, beams, cache_window, exit, draft_depth, ...; `cache` has depth and kind of its own.
+
+    Returns:
+        text, tokens, reason ("end", "stop", "length" or "context"), prompt_tokens, times in seconds.
 
     Raises:
-        ValueError: the prompt fills the context, or an option is unknown, out of its range or at odds with another.
+        ValueError: the prompt fills the context, an option is unknown, out of its range or at odds with another, or
+            the model's scores are not numbers.
+        RuntimeError: another text is using the cache.
     """
-    how, search, kind, exits, speculation, form = _chosen(options)
-    ids = _ids(tokenizer, prompt, chat)
-    kept = constraint(form, tokenizer, how[2], ids)
-    if not search.streams:
-        return find(model, tokenizer, ids, *how, search, kind, kept)
-    source = reader(model, tokenizer, how[0], kind, exits, speculation)
-    return Timed(events(model, tokenizer, ids, *how, kind, kept, source), len(ids), source).whole()
+    *_, last = stream(model, prompt, chat=chat, cache=cache, **options)
+    assert last.reply is not None
+    return last.reply
+
+
+def stream(
+    model: TinyRecursiveLM, prompt: str, *, chat: bool = False, cache: PromptCache | None = None, **options: Any
+) -> Generator[Event]:
+    """What `generate` gives, token by token: events with `text` and `token`.
+
+    The last event has also `reason` and `reply`, what `generate` returns. With beams or best_of it is the only one,
+    and has the whole text. Closed early (leaving a loop over it does that), it leaves model and cache ready for the
+    next text. A stream runs in one thread from its beginning to its end.
+
+    Args:
+        model, prompt, chat, cache, options: as of `generate`.
+
+    Raises:
+        ValueError, RuntimeError: as of `generate`; with the first event, not with the call.
+    """
+    tokenizer = _tokenizer(model)
+    if cache is not None:
+        if cache.model is not model:
+            raise ValueError("the cache must be of this model, got one of another")
+        own = {key.name: getattr(cache.kind, key.name) for key in fields(CacheConfig)} | {"depth": cache.depth}
+        options = own | options
+    yield from written(model, tokenizer, _ids(tokenizer, prompt, chat), Manner.of(options), cache)
 
 
 def generate_batch(
     model: TinyRecursiveLM,
-    tokenizer: Tokenizer,
     prompts: Sequence[str],
     *,
     batch: int = 16,
@@ -104,13 +125,13 @@ def generate_batch(
         prompts: of any lengths; the texts come in their order.
         batch: texts at work at once; a text that ends makes place for the next prompt.
         seeds: one for each prompt; None: all have the option `seed`.
-        chat, options: as of `generate`, but for beams, best_of, exits, drafts and forms.
+        model, chat, options: as of `generate`, but for beams, best_of, exits, drafts and forms.
 
     Raises:
         ValueError: as `generate`, before there is a text; also for those options, or seeds of another number.
     """
-    how, search, kind, exits, speculation, form = _chosen(options)
-    simple(search, exits, speculation, form)
+    tokenizer, how = _tokenizer(model), Manner.of(options)
+    how.check_batch()
     if seeds is not None and len(seeds) != len(prompts):
         raise ValueError(f"seeds must be one for each prompt, got {len(seeds)} for {len(prompts)} prompts")
     each = [None] * len(prompts) if seeds is None else seeds
@@ -118,64 +139,15 @@ def generate_batch(
         many.Request(tuple(_ids(tokenizer, prompt, chat)), None, seed)
         for prompt, seed in zip(prompts, each, strict=True)
     ]
-    found = dict(many.replies(model, tokenizer, requests, batch, *how, kind))
+    one = how.stream, how.sampling, how.words, how.cache
+    found = dict(many.replies(model, tokenizer, requests, batch, *one))
     return [found[index] for index in range(len(prompts))]
 
 
-def _chosen(
-    options: Mapping[str, Any],
-) -> tuple[How, SearchConfig, CacheConfig, ExitConfig, SpeculationConfig, ConstrainConfig]:
-    """The settings that options by name make."""
-    kinds = (StreamConfig, SamplingConfig, WordsConfig, ConstrainConfig, SearchConfig, CacheConfig)
-    kinds = (*kinds, ExitConfig, SpeculationConfig)
-    known = {key.name: kind for kind in kinds for key in fields(kind)}
-    if unknown := options.keys() - known.keys():
-        raise ValueError(f"unknown option {sorted(unknown)[0]!r}; known are {', '.join(sorted(known))}")
-
-    def made(kind: type[Settings]) -> Settings:
-        return kind(**{name: value for name, value in options.items() if known[name] is kind})
-
-    how, search = (made(StreamConfig), made(SamplingConfig), made(WordsConfig)), made(SearchConfig)
-    exits, speculation, form = made(ExitConfig), made(SpeculationConfig), made(ConstrainConfig)
-    form.check(how[0].stop)
-    one_text(search, exits, speculation, form)
-    return how, search, made(CacheConfig), exits, speculation, form
-
-
-def one_text(search: SearchConfig, exits: ExitConfig, speculation: SpeculationConfig, form: ConstrainConfig) -> None:
-    """Refuse exits and drafts together, for several texts at work, and drafts of a text that has a form."""
-    asked = [name for name, given in (("exit", exits.exit), ("draft", speculation.drafts)) if given]
-    if len(asked) > 1:
-        raise ValueError("give exit or drafts, not both: drafts are verified with all passes")
-    if speculation.drafts and not form.free:
-        raise ValueError("drafts know no forms; leave out the drafts, or choices, regex and json_schema")
-    if asked and not search.streams:
-        raise ValueError(f"{asked[0]} is for one text that streams; leave out beams and best_of")
-
-
-def simple(search: SearchConfig, exits: ExitConfig, speculation: SpeculationConfig, form: ConstrainConfig) -> None:
-    """Refuse what only one text at a time can have."""
-    if not search.streams:
-        raise ValueError(f"a batch draws one text for each prompt; {SEARCHES}")
-    if exits.exit or speculation.drafts or not form.free:
-        raise ValueError(
-            "a batch runs all passes, drafts nothing and knows no forms; leave out exit, draft_depth, draft_model, "
-            "choices, regex and json_schema"
-        )
-
-
-def reader(
-    model: TinyRecursiveLM,
-    tokenizer: Tokenizer,
-    settings: StreamConfig,
-    kind: CacheConfig,
-    exits: ExitConfig,
-    speculation: SpeculationConfig,
-) -> Source | None:
-    """What is to read a text, if not every token runs through all passes one by one."""
-    if exits.exit:
-        return ExitModel(model, settings.depth, kind, exits)
-    return speculative(model, tokenizer, speculation, settings.depth, kind) if speculation.drafts else None
+def _tokenizer(model: TinyRecursiveLM) -> Tokenizer:
+    if model.tokenizer is None:
+        raise ValueError("the model must have a tokenizer; load it with trm_mlx.load, or set model.tokenizer")
+    return model.tokenizer
 
 
 def _ids(tokenizer: Tokenizer, prompt: str, chat: bool) -> list[int]:
@@ -208,33 +180,43 @@ def read_prompt(settings: GenerateConfig) -> str:
         raise ValueError(f"{name} must be UTF-8, got byte 0x{content[error.start]:02X} at {error.start}") from None
 
 
-def run(settings: GenerateConfig) -> Reply:
-    """Generate as the command line asks: text to stdout as it comes, times to stderr."""
+def _kept(settings: GenerateConfig, model: TinyRecursiveLM, ids: Sequence[int]) -> PromptCache | None:
+    """The prompt cache asked for, read from its file or, with the prompt, written to it."""
+    source, target = settings.prompt_cache, settings.save_prompt_cache
+    if source and (target or source.exists()):
+        kept = PromptCache.load(source, model)
+        kept.check(settings.stream.depth, settings.cache)
+    else:
+        kept, target = PromptCache(model, settings.stream.depth, settings.cache), target or source
+    if target:
+        kept.read(ids)
+        kept.save(target)
+        print(f"{len(ids)} prompt tokens  {kept.reused} cached  saved to {target}", file=sys.stderr)
+    return kept if target or source else None
+
+
+def run(settings: GenerateConfig) -> Reply | None:
+    """Generate as the command line asks, text to stdout as it comes, times to stderr; None where it only reads."""
     from trm_mlx import checkpoint
 
     prompt = read_prompt(settings)
     model, tokenizer = checkpoint.load(settings.model)
-    how = (settings.stream, settings.sampling, settings.words)
     ids = _ids(tokenizer, prompt, settings.chat)
-    kept = constraint(settings.constrain, tokenizer, settings.words, ids)
+    kept = _kept(settings, model, ids)
+    if settings.save_prompt_cache:
+        return None
     before = "" if settings.chat else prompt  # written with the first token, so that nothing is when there is none
-    if settings.search.streams:
-        extras = (settings.cache, settings.exits, settings.speculation)
-        source = reader(model, tokenizer, settings.stream, *extras)
-        timed = Timed(events(model, tokenizer, ids, *how, settings.cache, kept, source), len(ids), source)
-        try:
-            for event in timed:
-                if not settings.json:
-                    print(before + event.text, end="", flush=True)
-                    before = ""
-        except KeyboardInterrupt:
-            print(flush=True)  # what comes now begins on a line of its own
-            raise
-        reply = timed.reply()
-    else:
-        reply = find(model, tokenizer, ids, *how, settings.search, settings.cache, kept)
-        if not settings.json:
-            print(before + reply.text, end="")
+    reply = None
+    try:
+        for event in written(model, tokenizer, ids, settings, kept):
+            reply = event.reply
+            if not settings.json:
+                print(before + event.text, end="", flush=True)
+                before = ""
+    except KeyboardInterrupt:
+        print(flush=True)  # what comes now begins on a line of its own
+        raise
+    assert reply is not None
     if settings.json:
         known = {
             "prompt": prompt,
@@ -242,17 +224,21 @@ def run(settings: GenerateConfig) -> Reply:
             "depth": model.config.at_depth(settings.stream.depth),
         }
         rate = {"tokens_per_second": reply.tokens_per_second}
-        if drafts := reply.drafts:
-            rate |= {
-                "acceptance": drafts.acceptance,
-                "tokens_per_verification": drafts.tokens_per_verification,
-            }
-        made = {name: config.to_json(getattr(settings, name)) for name in MADE}
+        parts = [each.name for each in fields(Manner) if each.name != "stream"]
+        made = {name: config.to_json(getattr(settings, name)) for name in parts}
         print(json.dumps(known | asdict(reply) | rate | made))
     else:
         print(flush=True)
+    print(told(reply, cached=kept is not None), file=sys.stderr)
+    return reply
+
+
+def told(reply: Reply, *, cached: bool = False) -> str:
+    """The line that ends a text: how much, how fast, and why it ended."""
     line = f"{len(reply.tokens)} tokens  {reply.tokens_per_second:.0f} tokens_per_s  first token after "
-    line += f"{reply.seconds_to_first * 1000:.0f} ms  stopped by {reply.reason}"
+    line += f"{reply.seconds_to_first * 1000:.0f} ms  "
+    line += f"{reply.cached_tokens} of {reply.prompt_tokens} prompt tokens cached  " if cached else ""
+    line += f"stopped by {reply.reason}"
     if reply.mean_depth is not None:
         line += f"  mean_depth {reply.mean_depth:.2f}"
     if (drafts := reply.drafts) and not drafts.verifications:
@@ -261,8 +247,7 @@ def run(settings: GenerateConfig) -> Reply:
         line += f"  acceptance {drafts.acceptance:.2f}  tokens_per_verification {drafts.tokens_per_verification:.2f}"
         line += f"  speed_up {drafts.speed_up:.2f}x" if drafts.speed_up else ""
         line += "  drafting is off, being slower" if drafts.off else ""
-    print(line, file=sys.stderr)
-    return reply
+    return line
 
 
 def run_jobs(settings: GenerateConfig, path: Path) -> list[Reply]:
@@ -276,7 +261,8 @@ def run_jobs(settings: GenerateConfig, path: Path) -> list[Reply]:
     how = (settings.stream, settings.sampling, settings.words, settings.cache)
     made = {}
     if settings.jobs.resumable:
-        made = work.dependencies(content, checkpoint.contents(settings.model).revision, settings.chat, *how)
+        assert model.revision is not None
+        made = work.dependencies(content, model.revision, settings.chat, *how)
     return work.fill(
         settings.jobs, found, made, lambda left: many.replies(model, tokenizer, left, settings.jobs.batch, *how)
     )

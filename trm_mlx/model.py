@@ -22,6 +22,7 @@ from trm_mlx import fused, recompute
 from trm_mlx.attention import Mask, attention, visible_keys
 from trm_mlx.cache import EVERYTHING, Cache, CacheConfig, Slot
 from trm_mlx.shape import LIMIT, ModelConfig
+from trm_mlx.tokenizer import Tokenizer
 
 EPSILON = 1e-5  # of every RMS normalisation; float16 cannot hold squares of much less
 
@@ -156,6 +157,9 @@ class Halting(nn.Module):
 
 class TinyRecursiveLM(nn.Module):
     """A language model of fewer than 50 million stored parameters, deeper than it is large."""
+
+    tokenizer: Tokenizer | None = None  # this and `revision` are of the folder that it was loaded from
+    revision: str | None = None
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         super().__init__()

@@ -14,6 +14,7 @@ from trm_mlx import files
 HEADER_BYTES = 1 << 22  # the header of a safetensors file of 30,000 tensors
 TYPES = {
     "F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16, "U64": mx.uint64, "U32": mx.uint32,
+    "I8": mx.int8,
 }  # fmt: skip
 
 

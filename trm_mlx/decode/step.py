@@ -6,6 +6,7 @@ the model itself.
 Shapes: B rows, T tokens, V vocabulary.
 """
 
+import threading
 from collections.abc import Sequence
 
 import mlx.core as mx
@@ -17,7 +18,9 @@ from trm_mlx.decode.folded import Folded, foldable
 from trm_mlx.model import TinyRecursiveLM
 
 PREFILL = 512  # prompt tokens at a time: scores of T x S are what takes memory
-LONG = 128  # tokens at a time from which compiled forms are worth their compiling
+LONG = (
+    128  # tokens at a time from which compiled forms are worth their compiling; not in a thread, see `folded.Steps`
+)
 
 
 class StepModel:
@@ -72,7 +75,8 @@ class StepModel:
         parts = []
         for start in range(0, T, PREFILL):
             end = min(start + PREFILL, T)
-            with fused.use(fused.active()) if end - start >= LONG else fused.uncompiled():
+            compiling = end - start >= LONG and threading.current_thread() is threading.main_thread()
+            with fused.use(fused.active()) if compiling else fused.uncompiled():
                 logits = self.model(ids[:, start:end], depth=self.depth, cache=self.cache, last=not every)
             parts = [*parts, logits] if every else [logits]
             if end < T:

@@ -46,12 +46,14 @@ class Event:
     """One token written, and the text it made certain; `reason` is set on the last one.
 
     Reasons: "end" an end token was chosen, or the text is whole and no text of its form goes on, "stop" a stop text
-    came, "length" max_tokens are written, "context" the model has no more positions.
+    came, "length" max_tokens are written, "context" the model has no more positions. `trm_mlx.stream` sets `reply`
+    beside the reason: all that was written.
     """
 
     token: int
     text: str
     reason: Reason | None = None
+    reply: "Reply | None" = None
 
 
 def events(
@@ -74,8 +76,8 @@ def events(
         words: what is favoured, and what the prompt with what is written on must not come to hold.
         kind: what is kept of the text.
         constraint: the form of what is written, for the same words and prompt.
-        source: what reads the text, if not every token is to run through all passes one by one; at the beginning,
-            and of the same model, depth and kind.
+        source: what reads the text, if not every token is to run through all passes one by one, or what has read
+            the beginning of the prompt already; of the same model, depth and kind.
 
     Raises:
         ValueError: the prompt is empty or fills the context, the depth is above the model's, the logits
@@ -88,7 +90,8 @@ def events(
         constraint.check(writer.most)
     chooser = Chooser(sampling, Words(words, tokenizer), tokenizer.vocabulary, prompt, constraint, writer.most)
     write = text.tokens if isinstance(text, Speculative) else partial(plainly, text)
-    for token in write(prompt, writer.most, chooser):
+    unread = prompt[text.position :] if isinstance(text, StepModel) else prompt
+    for token in write(unread, writer.most, chooser):
         event = writer.event(token, over=chooser.over)
         yield event
         if event.reason:
@@ -133,10 +136,11 @@ def opened(model: TinyRecursiveLM, prompt: Sequence[int], depth: int | None, kin
 
 
 def check_prompt(prompt: Sequence[int], context: int) -> None:
-    """Refuse a prompt that is empty or leaves no room in the context."""
+    """Refuse a prompt that is empty or fills the context: nothing of it is left out to make it fit."""
     if not 0 < len(prompt) < context:
+        long = "; shorten it, or take a model of a longer context" if prompt else ""
         raise ValueError(
-            f"the prompt must have 1 to {context - 1} tokens, as the context is {context}, got {len(prompt)}"
+            f"the prompt must have 1 to {context - 1} tokens, as the context is {context}, got {len(prompt)}{long}"
         )
 
 
@@ -180,7 +184,8 @@ class Reply:
     """A whole answer, with its times in seconds from the call.
 
     `score` is what a search ranked it by, `mean_depth` the passes for each token where tokens could leave early,
-    `drafts` what drafting came to where there was any.
+    `drafts` what drafting came to where there was any. Of the prompt's tokens, `cached_tokens` were in a prompt
+    cache, and not read again.
     """
 
     text: str
@@ -192,6 +197,7 @@ class Reply:
     score: float | None = None
     mean_depth: float | None = None
     drafts: Drafts | None = None
+    cached_tokens: int = 0
 
     @property
     def tokens_per_second(self) -> float:
@@ -204,9 +210,12 @@ class Reply:
 class Timed:
     """Runs through events, and adds up the reply and its times."""
 
-    def __init__(self, source: Iterator[Event], prompt_tokens: int, read: Source | None = None) -> None:
+    def __init__(
+        self, source: Iterator[Event], prompt_tokens: int, read: Source | None = None, cached_tokens: int = 0
+    ) -> None:
         """read: what reads the text, and can tell how."""
         self.source, self.prompt_tokens, self.read = source, prompt_tokens, read
+        self.cached_tokens = cached_tokens
         self.text, self.tokens, self.reason = "", [], None
         self.start, self.first = time.perf_counter(), 0.0
 
@@ -235,4 +244,5 @@ class Timed:
             seconds=time.perf_counter() - self.start,
             mean_depth=self.read.mean_depth if isinstance(self.read, ExitModel) else None,
             drafts=self.read.report() if isinstance(self.read, Speculative) else None,
+            cached_tokens=self.cached_tokens,
         )
