@@ -186,8 +186,7 @@ def load_model(folder: str | Path) -> TinyRecursiveLM:
     """The model of a folder, with its tokenizer as `model.tokenizer`, ready for `trm_mlx.generate`.
 
     Any number of threads may generate with one model at the same time, each its own text: a text is the same as
-    alone. On a Linux CPU each thread compiles steps of its own, so that threads are better kept than made for each
-    text. Changing the model's weights meanwhile is not supported.
+    alone. Changing the model's weights meanwhile is not supported.
 
     Raises:
         FileNotFoundError: the folder or one of its three files is missing.

@@ -18,9 +18,7 @@ from trm_mlx.decode.folded import Folded, foldable
 from trm_mlx.model import TinyRecursiveLM
 
 PREFILL = 512  # prompt tokens at a time: scores of T x S are what takes memory
-LONG = (
-    128  # tokens at a time from which compiled forms are worth their compiling; not in a thread, see `folded.Steps`
-)
+LONG = 128  # tokens at a time from which compiled forms are worth their compiling, which is once for each thread
 
 
 class StepModel:
