@@ -29,7 +29,9 @@ let package = Package(
         .target(name: "TRMCoreML", dependencies: coreML, swiftSettings: coreMLSettings),
         .target(name: "TRMBenchKit", dependencies: ["TRMCore"]),
         .target(name: "TRMDemoModel", dependencies: ["TRMCore", "TRMReference", "TRMCoreML", "TRMBenchKit"]),
-        .executableTarget(name: "trm-bench", dependencies: ["TRMCore", "TRMReference", "TRMCoreML", "TRMBenchKit"]),
+        .executableTarget(
+            name: "trm-bench",
+            dependencies: ["TRMCore", "TRMReference", "TRMCoreML", "TRMBenchKit", "TRMDemoModel"]),
         .testTarget(name: "TRMCoreTests", dependencies: ["TRMCore"]),
         .testTarget(name: "TRMReferenceTests", dependencies: ["TRMCore", "TRMReference"]),
         .testTarget(name: "TRMCoreMLTests", dependencies: ["TRMCoreML"] + coreML, swiftSettings: coreMLSettings),

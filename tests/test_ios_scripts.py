@@ -178,6 +178,8 @@ def test_a_folder_without_sources_is_no_success(tmp_path):
         (PROJECT, "productName = TRMCoreML;", "productName = TRMNoSuch;", "no product of the package"),
         (PROJECT, r"7D0000000000000000000022 /\* TRMCoreML in Frameworks \*/,", "", "frameworks phase"),
         (PROJECT, "path = Config;", "path = Configuration;", "is not there"),
+        (PROJECT, r"7D0000000000000000000012 /\* Info.plist \*/,", "7D0000000000000000000016,", "contain itself"),
+        (PROJECT, r"7D0000000000000000000012 /\* Info.plist \*/,", "7D0000000000000000000015,", "contain itself"),
         (PROJECT, "SWIFT_VERSION = 6.0", "SWIFT_VERSION = 5.0", "SWIFT_VERSION"),
         (PROJECT, "CODE_SIGN_STYLE", "DEVELOPMENT_TEAM = ABCDE;\nCODE_SIGN_STYLE", "DEVELOPMENT_TEAM"),
         (PROJECT, "Config/Info.plist", "TRMDemo/Info.plist", "outside the synchronized folders"),

@@ -119,9 +119,12 @@ def check_objects(root: str, objects: Objects) -> Iterator[str]:
         yield f"rootObject must be a PBXProject, got {root}"
 
 
-def check_files(app: Path, group: str, folder: Path, objects: Objects) -> Iterator[str]:
+def check_files(app: Path, group: str, folder: Path, objects: Objects, above: tuple[str, ...] = ()) -> Iterator[str]:
     """Whether what the groups show is there."""
     for key in listed(item(objects, group).get("children")):
+        if key in (*above, group):
+            yield f"{group}: a group must not contain itself, and {key} does"
+            continue
         each = item(objects, key)
         path, kind = each.get("path"), each.get("isa")
         place = folder / str(path) if path else folder
@@ -133,7 +136,7 @@ def check_files(app: Path, group: str, folder: Path, objects: Objects) -> Iterat
         elif not place.exists():
             yield f"{key}: {place.relative_to(app)} is not there"
         if kind == "PBXGroup":
-            yield from check_files(app, key, place, objects)
+            yield from check_files(app, key, place, objects, (*above, group))
 
 
 def settings_of(objects: Objects, owner: str) -> dict[str, dict[str, Value]]:

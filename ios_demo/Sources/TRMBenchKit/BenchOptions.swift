@@ -15,11 +15,12 @@ public struct BenchOptions: Equatable, Sendable {
           --cooldown S       seconds between two trials (default: 5)
           --seed N           fixes the prompt (default: 0)
           --sustained S      then write for so many seconds, and tell the speed every 10 (default: 0)
-          --json FILE        report to write; - writes it to stdout
-          --units A,B        Core ML compute units: cpuOnly, cpuAndGPU, cpuAndNeuralEngine
+          --json FILE        report to write, - for stdout; if there are several, one each: NAME-cpuOnly.json
+          --units A,B        Core ML compute units: cpuOnly, cpuAndGPU, cpuAndNeuralEngine (default: all, in turn)
           --list-functions   name the functions of an export folder, and measure nothing
 
-        Exits with 0 after a valid measurement, 3 after one that does not count, 2 if asked wrongly, 1 on failure.
+        Exits with 0 after a valid measurement, 3 if it does not count or this machine
+        cannot, 2 if asked wrongly, 1 on failure.
         """
 
     public static let allUnits = ["cpuOnly", "cpuAndGPU", "cpuAndNeuralEngine"]
@@ -67,7 +68,8 @@ public struct BenchOptions: Equatable, Sendable {
             throw UsageError(reason)
         }
         json = try found.name("--json")
-        units = try found.name("--units")?.split(separator: ",").map(String.init) ?? []
+        let listed = try found.name("--units")?.split(separator: ",", omittingEmptySubsequences: false)
+        units = listed?.map(String.init) ?? []
         if let unknown = units.first(where: { !Self.allUnits.contains($0) }) {
             let known = Self.allUnits.joined(separator: ", ")
             throw UsageError("--units must be of \(known), got \(unknown.debugDescription)")
@@ -80,5 +82,15 @@ public struct BenchOptions: Equatable, Sendable {
         if backend == .table, let other = found.flags.intersection(["--depth", "--units"]).max() {
             throw UsageError("\(other) is for a model, and --backend table has none")
         }
+    }
+
+    /// Where the report of each of some compute units goes: beside a file for one alone, NAME-cpuOnly.json and so on.
+    ///
+    /// - Throws: `UsageError`: standard output would get several.
+    public func files(for units: [String]) throws -> [String?] {
+        guard let json, units.count > 1 else { return units.map { _ in json } }
+        guard json != "-" else { throw UsageError("--json - takes one report; name one of --units, or a file") }
+        let name = json.hasSuffix(".json") ? String(json.dropLast(5)) : json
+        return units.map { "\(name)-\($0).json" }
     }
 }

@@ -5,7 +5,7 @@ public struct GenerateOptions: Equatable, Sendable {
     public static let help = """
         usage: trm-bench generate --model DIR [options]
 
-          --model DIR             model folder
+          --model DIR             model folder, or on Apple's systems an export folder
           --prompt TEXT           how the text begins (default: from --prompt-file or standard input)
           --prompt-file FILE      file to read the prompt from, - for standard input
           --chat                  give the prompt as a user's message, and print only the reply

@@ -5,15 +5,15 @@ import TRMCoreML
 import TRMReference
 
 /// One way to run a model that is measured: an engine, and for Core ML its compute units.
-struct BenchSubject: Sendable {
+package struct BenchSubject: Sendable {
     /// As `trm.bench/1` names compute units.
     let units: String
     /// For people.
     let name: String
-    let measure: Measure
+    package let measure: Measure
 
-    typealias Tell = @Sendable (String) -> Void
-    typealias Measure = @Sendable (BenchPlan, _ depth: Int, @escaping Tell) async throws -> BenchReport
+    package typealias Tell = @Sendable (String) -> Void
+    package typealias Measure = @Sendable (BenchPlan, _ depth: Int, @escaping Tell) async throws -> BenchReport
 
     /// All ways to run a model, those that fewer models fail on first.
     typealias All = @Sendable (StoredModel) -> [BenchSubject]
@@ -21,7 +21,7 @@ struct BenchSubject: Sendable {
     static let all: All = { model in
         switch model {
         case .folder(let model): [reference(model)]
-        case .export(let model): ComputeUnits.allCases.reversed().map { coreML(model, $0) }
+        case .export(let model): ComputeUnits.allCases.reversed().map { coreML(model, $0, tool: "TRMDemo") }
         }
     }
 
@@ -41,7 +41,8 @@ struct BenchSubject: Sendable {
         }
     }
 
-    private static func coreML(_ model: InstalledModel, _ units: ComputeUnits) -> BenchSubject {
+    /// - Parameter tool: the command or the app that writes the report.
+    package static func coreML(_ model: InstalledModel, _ units: ComputeUnits, tool: String) -> BenchSubject {
         BenchSubject(units: units.rawValue, name: units.name) { plan, depth, tell in
             let manifest = model.manifest
             tell("loading and testing")
@@ -64,7 +65,7 @@ struct BenchSubject: Sendable {
             }
             let weights = manifest.files.filter { $0.path.hasSuffix("/weight.bin") }.reduce(0) { $0 + $1.bytes }
             return try BenchReport(
-                plan: plan, measured: measured, tool: BenchReport.Tool(name: "TRMDemo", runtime: "coreml"),
+                plan: plan, measured: measured, tool: BenchReport.Tool(name: tool, runtime: "coreml"),
                 model: BenchReport.Model(
                     name: manifest.name, revision: manifest.revision, manifestSha256: model.id,
                     parameters: manifest.storedParameters, recursions: depth, weightsBytes: weights,
@@ -92,12 +93,12 @@ struct BenchSubject: Sendable {
 }
 
 /// Why one way to run a model was not measured.
-enum BenchRefusal: Error, Equatable {
+package enum BenchRefusal: Error, Equatable {
     case units(SkippedUnits?)
 }
 
 extension BenchRefusal: LocalizedError {
-    var errorDescription: String? {
+    package var errorDescription: String? {
         switch self {
         case .units(let skipped): skipped?.sentence ?? "The model does not run on these processors."
         }

@@ -1,6 +1,8 @@
 import Foundation
 import TRMBenchKit
 import TRMCore
+import TRMCoreML
+import TRMDemoModel
 import TRMReference
 
 /// `trm-bench bench`: measures one model at one depth and writes a report.
@@ -11,7 +13,9 @@ enum BenchCommand {
         guard case .model(let path) = options.backend else { return try await table(options) }
         let model = ModelArgument(path)
         if options.listFunctions { return try list(model.manifest()) }
-        guard !model.isExport else { return try export() }
+        if model.isExport {
+            return ModelArgument.coreMLIsHere ? try await export(model, options) : refuseExport()
+        }
         guard options.units.isEmpty else { throw UsageError("--units is for an export folder, got a model folder") }
         return try await reference(model, options)
     }
@@ -24,13 +28,33 @@ enum BenchCommand {
         return Exit.done
     }
 
-    /// An export folder, which Core ML runs.
-    private static func export() throws -> Int32 {
-        #if canImport(CoreML)
-            throw UsageError("measuring an export folder is not built yet")
-        #else
-            return refuseExport()
-        #endif
+    /// A report for each of the compute units.
+    private static func export(_ model: ModelArgument, _ options: BenchOptions) async throws -> Int32 {
+        let depths = try model.manifest().depths
+        let depth = options.depth ?? depths.max() ?? 1
+        guard depths.contains(depth) else {
+            let known = depths.map(String.init).joined(separator: " or ")
+            throw UsageError("--depth must be \(known), which this model was exported for, got \(depth)")
+        }
+        let asked = options.units.compactMap(ComputeUnits.init)
+        let chosen = asked.isEmpty ? ComputeUnits.allCases.reversed() : asked
+        let files = try options.files(for: chosen.map(\.rawValue))
+        for case let file? in files where file != "-" { try check(file) }
+        let installed = try model.installed()
+        var status = Exit.done
+        for (units, file) in zip(chosen, files) {
+            do {
+                let subject = BenchSubject.coreML(installed, units, tool: "trm-bench")
+                let report = try await subject.measure(options.plan, depth) {
+                    say("\(units.rawValue)  depth \(depth)  \($0)")
+                }
+                status = max(status, try finish(report, file))
+            } catch let error where error is BenchRefusal || error is EngineError {
+                say("trm-bench: \(units.rawValue) was not measured: \(error.localizedDescription)")
+                status = Exit.invalid
+            }
+        }
+        return status
     }
 
     private static func reference(_ model: ModelArgument, _ options: BenchOptions) async throws -> Int32 {
@@ -79,14 +103,16 @@ enum BenchCommand {
         let report = try BenchReport(
             plan: options.plan, measured: measured, tool: BenchReport.Tool(name: "trm-bench", runtime: runtime),
             model: model, context: context)
-        return try finish(report, options)
+        return try finish(report, options.json)
     }
 
     /// Writes and shows a report; gives the exit status.
-    private static func finish(_ report: BenchReport, _ options: BenchOptions) throws -> Int32 {
-        if options.json == "-" {
+    ///
+    /// - Parameter file: or `-`.
+    private static func finish(_ report: BenchReport, _ file: String?) throws -> Int32 {
+        if file == "-" {
             try tell(report.json())
-        } else if let file = options.json {
+        } else if let file {
             try report.json().write(to: URL(fileURLWithPath: file), options: .atomic)
         }
         say(report.table())

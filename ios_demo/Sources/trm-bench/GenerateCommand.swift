@@ -1,7 +1,7 @@
 import Foundation
 import TRMBenchKit
 import TRMCore
-import TRMReference
+import TRMDemoModel
 
 /// `trm-bench generate`: writes on from a prompt, as `python -m trm_mlx.generate` does.
 enum GenerateCommand {
@@ -11,18 +11,19 @@ enum GenerateCommand {
         let options = try GenerateOptions(words)
         let prompt = try options.prompt ?? read(options.promptFile)
         let model = ModelArgument(options.model)
-        guard !model.isExport else { return refuseExport() }
-        let contents = try model.modelFolder()
-        let tokenizer = try Tokenizer(contentsOf: model.folder.appendingPathComponent(Manifest.tokenizerName))
+        guard !model.isExport || ModelArgument.coreMLIsHere else { return refuseExport() }
+        let stop = StopSignal()
+        let interrupts = Interrupts(stop)  // before the model is loaded: an end halfway counts as a crash of Core ML
+        defer { interrupts.end() }
+        let engine = try await model.engine()
+        if model.isExport { say(engine.place) }
+        for note in engine.notes { say(note) }
+        let tokenizer = engine.tokenizer
         let message = ChatMessage(role: .user, content: prompt)
         let text = options.chat ? try tokenizer.chat([message], reply: true) : tokenizer.encode(prompt)
-        let stop = StopSignal()
-        let interrupts = Interrupts(stop)
-        defer { interrupts.end() }
-        let generator = Generator(codec: tokenizer) { ReferenceModel(contents) }
         var reply = Reply(prompt: prompt, model: model.folder.standardizedFileURL.lastPathComponent, options.settings)
         var before = options.chat ? "" : prompt  // written with the first token, so that without one nothing is
-        for try await event in generator.generate([tokenizer.bos] + text, options.settings, stop: stop) {
+        for try await event in engine.generator.generate([tokenizer.bos] + text, options.settings, stop: stop) {
             switch event {
             case .token(let id, let text):
                 reply.add(id, text)

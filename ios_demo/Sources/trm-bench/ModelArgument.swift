@@ -1,12 +1,19 @@
 import Foundation
 import TRMBenchKit
 import TRMCore
+import TRMDemoModel
 import TRMReference
 
 /// The folder that `--model` names.
 struct ModelArgument {
     let folder: URL
     private let path: String
+
+    #if canImport(CoreML)
+        static let coreMLIsHere = true
+    #else
+        static let coreMLIsHere = false
+    #endif
 
     init(_ path: String) { (self.path, folder) = (path, URL(fileURLWithPath: path)) }
 
@@ -35,6 +42,32 @@ struct ModelArgument {
         {
             throw UsageError("\(path): \(error.localizedDescription)")
         }
+    }
+
+    /// A checked copy of the export folder, which stays in the user's caches with what Core ML compiles from it.
+    ///
+    /// - Throws: `UsageError`: it is no export folder, or a damaged one. `ImportError`: it cannot be copied.
+    func installed() throws -> InstalledModel {
+        let caches = try FileManager.default.url(
+            for: .cachesDirectory, in: .userDomainMask, appropriateFor: nil, create: true)
+        let store = ModelStore(home: caches.appendingPathComponent("trm-bench", isDirectory: true))
+        do { return try store.add(folder) } catch let error as ImportError {
+            switch error {
+            case .noSpace, .unwritable: throw error
+            default: throw UsageError("\(path): \(error.localizedDescription)")
+            }
+        } catch let error as ManifestError {
+            throw UsageError("\(path): \(error.localizedDescription)")
+        }
+    }
+
+    /// What writes: Core ML with an export folder, the reference engine with a model folder.
+    func engine() async throws -> Engine {
+        if isExport { return try await Engine.load(.export(installed()), .cpuAndNeuralEngine) }
+        let contents = try modelFolder()
+        let tokenizer = try Tokenizer(contentsOf: folder.appendingPathComponent(Manifest.tokenizerName))
+        let generator = Generator(codec: tokenizer) { ReferenceModel(contents) }
+        return Engine(generator: generator, tokenizer: tokenizer, limits: try await generator.prepare())
     }
 }
 

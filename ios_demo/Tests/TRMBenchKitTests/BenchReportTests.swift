@@ -84,6 +84,7 @@ import Testing
         ("--model a --cooldown 0x1p2", "--cooldown must be a number of seconds, got \"0x1p2\""),
         ("--model a --cooldown -1", "cooldown must be 0 to 86400 seconds, got -1.0"),
         ("--model a --units all", "--units must be of cpuOnly, cpuAndGPU, cpuAndNeuralEngine, got \"all\""),
+        ("--model a --units ,", "--units must be of cpuOnly, cpuAndGPU, cpuAndNeuralEngine, got \"\""),
         ("--model a --units cpuOnly,cpuOnly", "--units must name each once"),
         ("--model a --list-functions=yes", "--list-functions takes no value, got \"--list-functions=yes\""),
         ("--model a --list-functions -n 3", "--list-functions measures nothing, so -n has no place beside it"),
@@ -100,5 +101,21 @@ import Testing
             try BenchOptions(line.split(separator: " ").map(String.init))
         }
         #expect(error?.reason == sentence)
+    }
+
+    @Test(arguments: [
+        ("runs/a.json", ["cpuOnly"], ["runs/a.json"]),
+        ("runs/a.json", ["cpuOnly", "cpuAndGPU"], ["runs/a-cpuOnly.json", "runs/a-cpuAndGPU.json"]),
+        ("runs.json/a", ["cpuAndGPU", "cpuOnly"], ["runs.json/a-cpuAndGPU.json", "runs.json/a-cpuOnly.json"]),
+        ("-", ["cpuOnly"], ["-"]),
+    ]) func eachOfSeveralReportsHasAFile(json: String, units: [String], files: [String]) throws {
+        #expect(try BenchOptions(["--model", "a", "--json", json]).files(for: units) == files)
+        #expect(try BenchOptions(["--model", "a"]).files(for: units) == units.map { _ in nil })
+    }
+
+    @Test func standardOutputTakesOneReport() throws {
+        let found = try BenchOptions(["--model", "a", "--json", "-"])
+        let error = #expect(throws: UsageError.self) { try found.files(for: ["cpuOnly", "cpuAndGPU"]) }
+        #expect(error?.reason == "--json - takes one report; name one of --units, or a file")
     }
 }

@@ -1,5 +1,6 @@
 import Foundation
 import TRMBenchKit
+import TRMCore
 import TRMCoreML
 import Testing
 
@@ -108,6 +109,15 @@ import Testing
             #expect(reports.map { $0.load.compileMs != nil } == [true, false, false])
             #expect(reports.allSatisfy { $0.load.loadMs > 0 && $0.load.firstPredictionMs > 0 })
             #expect(reports.allSatisfy { $0.model.manifestSha256 == model.id && $0.tool.runtime == "coreml" })
+            #expect(reports.allSatisfy { $0.tool.name == "TRMDemo" })
+        }
+
+        @Test func aCommandGivesItsOwnName() async throws {
+            let store = ModelStore(home: desk.root.appendingPathComponent("caches"))
+            let model = try store.add(try ExportFolder(desk).folder)
+            let plan = try BenchPlan(promptTokens: 8, newTokens: 4, trials: 2, warmup: 0, cooldown: 0)
+            let report = try await BenchSubject.coreML(model, .cpuAndGPU, tool: "trm-bench").measure(plan, 1) { _ in }
+            #expect(report.tool.name == "trm-bench" && report.config.computeUnits == "cpuAndGPU")
         }
 
         @Test func aProcessorThatFailsIsASentence() async throws {
