@@ -1,8 +1,14 @@
 """Imports trm_mlx first, so that MLX gets its BLAS, and gives the tests a tiny model."""
 
+import signal
+
 import pytest
 
 import trm_mlx  # noqa: F401  (before mlx.core)
+
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a shell has its background jobs ignore it, and their children
 
 
 @pytest.fixture
