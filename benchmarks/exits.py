@@ -74,6 +74,7 @@ class Propagating(ExitModel):
 
     def __init__(self, model: TinyRecursiveLM, exits: ExitConfig) -> None:
         super().__init__(model, exits=exits)
+        self.folded = None  # its states are those of the model itself
         self.passes = self.watched = Watched(self)
         self.left: dict[int, tuple[mx.array, mx.array]] = {}  # by position
 
@@ -123,10 +124,10 @@ def documents(settings: ExitsConfig, tokenizer: Tokenizer) -> list[list[int]]:
 def rows(text: StepModel, ids: list[int], prompt: int) -> Iterator[np.ndarray]:
     """(V,) scores of each token after the prompt."""
     text.reset()
-    logits = text.append(ids[:prompt])
+    row = text.scores(ids[:prompt])
     for token in ids[prompt:]:
-        yield np.array(logits[0], dtype=np.float64)
-        logits = text.follow(token)
+        yield row.astype(np.float64)
+        row = text.follow(token)
 
 
 def measure(
