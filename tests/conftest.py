@@ -44,3 +44,12 @@ def tiny():
         return model
 
     return make
+
+
+@pytest.fixture
+def forms(request):
+    """The forms of operations that a test is run with; see `both_forms`."""
+    from trm_mlx import fused
+
+    with fused.use(request.param):
+        yield request.param

@@ -8,8 +8,8 @@ import math
 import mlx.core as mx
 import numpy as np
 import pytest
+from both_forms import BOTH
 
-from trm_mlx import fused
 from trm_mlx.cache import EVERYTHING, CacheConfig, decoded, encoded
 from trm_mlx.decode import exits
 from trm_mlx.decode.exits import ExitConfig, ExitModel
@@ -144,15 +144,6 @@ def agree(model, rule, kind=EVERYTHING, plan=("+20", 12, "-5", 6, "+3", 4, "-14"
 def farthest(given, wanted):
     wanted = np.array(wanted)
     return np.abs(np.array(given) - wanted).max() / np.abs(wanted).max()
-
-
-@pytest.fixture
-def forms(request):
-    with fused.use(request.param):
-        yield request.param
-
-
-BOTH = pytest.mark.parametrize("forms", ["plain", "fused"] if fused.active() == "fused" else ["plain"], indirect=True)
 
 
 @pytest.mark.slow
