@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import mlx.core as mx
+import numpy as np
 
 from trm_mlx.attention import NEVER, slopes
 from trm_mlx.shape import ModelConfig
@@ -189,9 +190,14 @@ class Cache:
         """Whether T new positions are read beside the ring, because it could not hold them and all that they see."""
         return bool(self.ring) and T > SPARE and self.length + T > self.ring
 
-    def held(self, last: int, places: int) -> mx.array:
+    def held(self, last: int, places: int) -> np.ndarray:
         """(S,) the position in each place once `last` is written; negative or above `last`: none."""
-        return held(mx.array(last), places, self.ring, self.sinks)
+        place = np.arange(places)
+        if not self.ring or last < self.ring:
+            return place
+        span = self.ring - self.sinks
+        turned = (last - self.sinks) // span * span + place
+        return np.where(place < self.sinks, place, np.where(turned > last, turned - span, turned))
 
     def visible(self, T: int) -> mx.array | None:
         """Who of the next T positions sees what `Slot.append` gives, as `attention.attention` takes it."""
@@ -200,18 +206,36 @@ class Cache:
         if plain and not alibi and self.lead is None:
             return None
         end = self.length + T
-        query = mx.arange(self.length, end)
+        query = np.arange(self.length, end)
         if self.apart(T):
             if not self.length and not alibi and self.window == self.config.window:
                 return None
-            key = mx.concatenate([self.held(self.length - 1, self.capacity(self.length))[: self.length], query])
+            key = np.concatenate([self.held(self.length - 1, self.capacity(self.length))[: self.length], query])
         elif self.ring:
             key = self.held(end - 1, self.capacity(end))
         else:
-            key = mx.arange(end)
-        if self.lead is not None:
-            query, key = query - self.lead[:, None], key - self.lead[:, None]
-        return added(query, key, self.window, self.sinks, alibi)
+            key = np.arange(end)
+        return mx.array(self.mask(query, key))
+
+    def mask(self, query: np.ndarray, key: np.ndarray) -> np.ndarray:
+        """(1 or B, 1 or H, T, S) float32 numbers to add to the scores of queries and keys at these positions.
+
+        Args:
+            query, key: (T,) and (S,) integers; keys above a query, and negative ones, are not seen by it.
+        """
+        lead = 0 if self.lead is None else np.array(self.lead)[:, None, None, None]
+        query, key = query[:, None] - lead, key - lead
+        seen = (key <= query) & (
+            (key >= 0) | (key == query)
+        )  # what holds nothing sees itself: no row may see nothing
+        if self.window:
+            near = key > query - self.window
+            seen = seen & (near | (key < self.sinks) if self.sinks else near)
+        seen = seen.reshape(-1, 1, *seen.shape[-2:])
+        if self.config.position != "alibi":
+            return np.where(seen, np.float32(0), np.float32(NEVER))
+        falling = -np.array(slopes(self.config.heads))[:, None, None] * np.abs(query - key)
+        return np.where(seen, falling, NEVER).astype(np.float32)
 
     def advance(self, T: int) -> None:
         """Count T positions that every slot has taken in."""
@@ -270,32 +294,3 @@ class Cache:
         if list(rows) != list(range(count)):
             for slot in self.slots:
                 slot.parts = [mx.take(part, mx.array(list(rows)), axis=0) for part in slot.parts]
-
-
-def held(last: mx.array, places: int, ring: int, sinks: int) -> mx.array:
-    """(S,) the position in each of so many places of a ring once `last` is written; see `Cache.held`."""
-    place = mx.arange(places)
-    if not ring:
-        return place
-    span = ring - sinks
-    round_ = (last - sinks) // span * span + place
-    turned = mx.where(round_ > last, round_ - span, round_)
-    return mx.where((place < sinks) | (last < ring), place, turned)
-
-
-def added(query: mx.array, key: mx.array, window: int, sinks: int, alibi: int) -> mx.array:
-    """(1 or B, 1 or H, T, S) numbers to add to the scores of queries and keys at these positions.
-
-    Args:
-        query, key: (T,) and (S,) integers, or (B, T) and (B, S); keys above a query, and negative ones, are not
-            seen by it.
-        window, sinks: farthest distance seen, plus one (0: any), but for the first so many positions.
-        alibi: heads whose scores fall with distance; 0: none.
-    """
-    query, key = query.reshape(-1, 1, query.shape[-1], 1), key.reshape(-1, 1, 1, key.shape[-1])
-    seen = (key <= query) & ((key >= 0) | (key == query))  # what holds nothing sees itself: no row may see nothing
-    if window:
-        near = key > query - window
-        seen = seen & (near | (key < sinks) if sinks else near)
-    falling = -slopes(alibi)[:, None, None] * mx.abs(query - key) if alibi else mx.zeros((1, 1, 1, 1))
-    return mx.where(seen, falling, NEVER)

@@ -156,7 +156,7 @@ def _replies(
 
 
 def _fewer(live: Sequence[int], count: int) -> list[int]:
-    """The rows to keep when half of them or more have no text: a power of two, as each size has to be compiled."""
+    """The rows to keep when half of them or more have no text: a power of two, so that it changes seldom."""
     size = 1 << (len(live) - 1).bit_length()
     empty = [place for place in range(count) if place not in {*live}]
     return sorted([*live, *empty[: size - len(live)]])

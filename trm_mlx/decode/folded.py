@@ -14,7 +14,6 @@ import mlx.core as mx
 import numpy as np
 
 from trm_mlx import fused
-from trm_mlx.attention import NEVER, slopes
 from trm_mlx.cache import Cache
 from trm_mlx.model import EPSILON, Attention, Block, Linear, TinyRecursiveLM, named
 
@@ -111,14 +110,16 @@ class Folded:
         if cache.ring and end > cache.ring:
             spots = np.array([cache.place(each) for each in query])
         if cache.ring and cache.reach + T > cache.ring:
-            key = np.array(cache.held(end - 1, cache.places))
+            key = cache.held(end - 1, cache.places)
             seen = slice(0, cache.places)
         elif cache.window and not cache.sinks and T == 1:
             seen = slice(max(0, end - cache.window), end)
             key = key[seen]
         mask = None
         if T > 1 or lead is not None or cache.ring or cache.sinks or c.position == "alibi":
-            mask = self._mask(cache, query, key, lead)
+            mask = cache.mask(query, key)
+            mask = np.broadcast_to(mask, (len(mask), c.heads, *mask.shape[2:])) if mask.any() else None
+            mask = None if mask is None else mask.reshape(len(mask), c.kv_heads, -1, key.size)
         at = np.broadcast_to(query, (B, T)) if lead is None else query - lead[:, None]
         at = at.reshape(-1)
         cosines = sines = None
@@ -137,25 +138,6 @@ class Folded:
             signs = np.array([[-1.0], [1.0]])
             self.sines = (np.sin(angles) * signs).astype(np.float32)
             self.cosines = np.cos(angles).astype(np.float32)
-
-    def _mask(self, cache: Cache, query: np.ndarray, key: np.ndarray, lead: np.ndarray | None) -> np.ndarray | None:
-        """(1 or B, N, H / N T, S) numbers to add, as `cache.added` has them; None: nothing but zeros."""
-        c, T, S = self.config, query.size, key.size
-        seen = (key <= query[:, None]) & (key >= 0)
-        if cache.window:
-            near = (key > query[:, None] - cache.window)[None]
-            first = 0 if lead is None else lead[:, None, None]
-            seen = seen & (near | (key - first < cache.sinks) if cache.sinks else near)
-        seen = seen.reshape(-1, T, S)  # (1 or B, T, S)
-        seen = seen if lead is None else seen & (key >= lead[:, None, None])
-        if seen.all() and c.position != "alibi":
-            return None
-        mask = np.where(seen, np.float32(0), np.float32(NEVER))[:, None]
-        if c.position == "alibi":
-            fall = np.array(slopes(c.heads))[:, None, None] * np.abs(query[:, None] - key)
-            mask = mask - fall.astype(np.float32)
-        mask = np.broadcast_to(mask, (mask.shape[0], c.heads, T, S))
-        return mask.reshape(mask.shape[0], c.kv_heads, -1, S)
 
     def run_prelude(self, ids: np.ndarray, place: Place) -> np.ndarray:
         """(B, T) ids -> (X, D): the anchor, which is also the state before the first pass."""

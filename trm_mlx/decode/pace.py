@@ -18,7 +18,7 @@ PROBE = 8  # plain tokens that are a measure, before the first round and again a
 JUDGED = 4  # rounds that decide whether drafting goes on
 MARGIN = 1.12  # times its own seconds that a round costs a text: what is told as 1.05x measured 0.94x without it
 LONGEST = 4096  # tokens to wait at most
-USUAL = 5  # times the median: what took longer compiled something, or waited for the machine
+USUAL = 5  # times the median: what took longer waited for the machine
 
 
 class Pace:

@@ -44,7 +44,7 @@ class Rows:
     @property
     def places(self) -> int:
         """S, 0 before there is a text."""
-        return self.step.cache.arrays[0].shape[2] if self.step.cache.arrays else 0
+        return self.step.cache.places
 
     def read(self, prompts: Mapping[int, Sequence[int]]) -> mx.array:
         """Begin a text in each of these rows, in place of any that is there.
