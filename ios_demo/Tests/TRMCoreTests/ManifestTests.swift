@@ -15,8 +15,7 @@ struct GoldenManifests: Decodable {
     let damaged: [Damage]
 
     static let shared: GoldenManifests? = {
-        let root = URL(fileURLWithPath: #filePath).deletingLastPathComponent().appendingPathComponent("../../..")
-        let file = root.appendingPathComponent("tests/golden/manifest.json")
+        let file = goldenFolder.appendingPathComponent("manifest.json")
         return (try? Data(contentsOf: file)).flatMap { try? JSONDecoder().decode(Self.self, from: $0) }
     }()
 }

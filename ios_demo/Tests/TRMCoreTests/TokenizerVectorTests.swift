@@ -6,7 +6,7 @@ import Testing
 /// The vectors that Python wrote, so that both languages have the same ids and the same text.
 @Suite struct TokenizerVectorTests {
     @Test func textsHaveTheIdsOfPython() throws {
-        let file: Encoding = try read("tokenizer.json")
+        let file = try golden("tokenizer.json", Encoding.self)
         let tokenizers = try file.tokenizers.map(load)
         var wrong: [String] = []
         for text in file.texts {
@@ -21,7 +21,7 @@ import Testing
     }
 
     @Test func bytesHaveTheIdsOfPython() throws {
-        let file: Encoding = try read("tokenizer.json")
+        let file = try golden("tokenizer.json", Encoding.self)
         let tokenizers = try file.tokenizers.map(load)
         var wrong: [String] = []
         for row in file.bytes {
@@ -32,7 +32,7 @@ import Testing
     }
 
     @Test func aBookHasTheIdsOfPython() throws {
-        let file: Encoding = try read("tokenizer.json")
+        let file = try golden("tokenizer.json", Encoding.self)
         let tokenizers = try file.tokenizers.map(load)
         for book in file.files {
             let ids = tokenizers[book.tokenizer].encode(try bytes(of: book.file))
@@ -44,7 +44,7 @@ import Testing
     }
 
     @Test func chatsHaveTheIdsOfPython() throws {
-        let file: Encoding = try read("tokenizer.json")
+        let file = try golden("tokenizer.json", Encoding.self)
         let tokenizers = try file.tokenizers.map(load)
         var wrong: [String] = []
         for chat in file.chats {
@@ -60,7 +60,7 @@ import Testing
     }
 
     @Test func idsStreamTheTextOfPython() throws {
-        let file: Decoding = try read("tokenizer_decode.json")
+        let file = try golden("tokenizer_decode.json", Decoding.self)
         let tokenizers = try file.tokenizers.map(load)
         var wrong: [String] = []
         for row in file.cases {
@@ -159,7 +159,7 @@ import Testing
         #expect(
             SHA256Hash.hexadecimal(of: try bytes(of: model.file)) == model.sha256,
             "\(model.file) is not the one of the vectors; run tests/golden/make_tokenizer.py")
-        let tokenizer = try Tokenizer(contentsOf: Self.folder.appending(path: model.file))
+        let tokenizer = try Tokenizer(contentsOf: goldenFolder.appending(path: model.file))
         #expect(tokenizer.vocabulary == model.vocabulary)
         let controls = [
             tokenizer.bos, tokenizer.eos, tokenizer.pad, tokenizer.user, tokenizer.assistant, tokenizer.end,
@@ -169,16 +169,8 @@ import Testing
         return tokenizer
     }
 
-    private static let folder =
-        ProcessInfo.processInfo.environment["TRM_VECTORS"].map { URL(fileURLWithPath: $0, isDirectory: true) }
-        ?? URL(fileURLWithPath: "\(#filePath)/../../../../tests/golden", isDirectory: true).standardizedFileURL
-
     private func bytes(of file: String) throws -> [UInt8] {
-        Array(try Data(contentsOf: Self.folder.appending(path: file)))
-    }
-
-    private func read<File: Decodable>(_ name: String) throws -> File {
-        try JSONDecoder().decode(File.self, from: Data(contentsOf: Self.folder.appending(path: name)))
+        Array(try Data(contentsOf: goldenFolder.appending(path: file)))
     }
 
     private func bytes(ofHexadecimal text: String) -> [UInt8] {
