@@ -16,7 +16,7 @@ GUESS = 4  # plain tokens in the time of a round, before the first
 COLD = 8  # first plain tokens of a text, which take longer than later ones and are no measure
 PROBE = 8  # plain tokens that are a measure, before the first round and again after 4, 8, 16, ... rounds
 JUDGED = 4  # rounds that decide whether drafting goes on
-MARGIN = 1.12  # times its own seconds that a round costs a text: what is told as 1.05x measured 0.94x without it
+MARGIN = 1.25  # times its own seconds that a round costs: tokens after it are slower, and measured so (docs/speed.md)
 LONGEST = 4096  # tokens to wait at most
 USUAL = 5  # times the median: what took longer waited for the machine
 
@@ -32,6 +32,7 @@ class Pace:
         self.debt, self.tokens, self.rounds = 0.0, 0, 0
         self.pause, self.wait = COLD + PROBE, 8 * PROBE
         self.seconds = 0.0  # of all
+        self.whole = [0.0, 0]  # seconds and number of all plain tokens: later ones look back farther, and take longer
 
     @property
     def token(self) -> float:
@@ -67,6 +68,7 @@ class Pace:
         self.tokens += len(seconds)
         self.pause -= len(seconds)
         self.seconds += sum(seconds)
+        self.whole = [self.whole[0] + sum(seconds), self.whole[1] + len(seconds)]
 
     def drafted(self, seconds: float, tokens: int) -> None:
         """Count a round and the tokens that it gave."""
@@ -93,4 +95,5 @@ class Pace:
     @property
     def speed_up(self) -> float | None:
         """What all tokens would have taken plainly, about, over what they took; None before both are known."""
-        return self.token * self.tokens / self.seconds if self.recent and self.rounds else None
+        spent, count = self.whole
+        return spent / count * self.tokens / self.seconds if count and self.rounds else None
