@@ -47,10 +47,12 @@ class PairsConfig:
     least: Annotated[int, "fewest tokens in a response"] = 100
     length: Annotated[int, "most tokens in a prompt and its response, role and end tokens included"] = 256
     sentence: Annotated[float, "most words to a sentence of a response, on average; 0: any number"] = 0.0
+    names: Annotated[Path | None, "file of names, on each line those that may stand for each other"] = None
+    tellings: Annotated[int, "times that train.jsonl tells a story; all but the first with other names"] = 1
     seed: Annotated[int, "of every choice"] = 0
 
     def __post_init__(self) -> None:
-        for name in ("passages", "words", "least"):
+        for name in ("passages", "words", "least", "tellings"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("held_out", "plain"):
@@ -58,6 +60,8 @@ class PairsConfig:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
         if not 0 <= self.sentence < math.inf:
             raise ValueError(f"sentence must be at least 0, got {self.sentence}")
+        if self.tellings > 1 and self.names is None:
+            raise ValueError(f"tellings of {self.tellings} need names, a file of them; got none")
         if self.length < self.least + PROMPT_TOKENS:
             raise ValueError(f"length must be at least {self.least + PROMPT_TOKENS}, got {self.length}")
 
@@ -147,6 +151,34 @@ def choose(passage: str, known: set[str], count: int, draw: random.Random) -> li
     return chosen
 
 
+def read_names(path: Path) -> list[list[str]]:
+    """The kinds of names in a file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a name is not one word with a capital, or there twice, or a kind has one name only.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"names must be a file, got {path}")
+    kinds = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    every = [name for kind in kinds for name in kind]
+    wrong = [name for name in every if not re.fullmatch(r"[A-Z][a-z]+", name) or every.count(name) > 1]
+    if wrong or not kinds or min(map(len, kinds)) < 2:
+        what = f"got {wrong[0]!r}" if wrong else "a line has fewer"
+        raise ValueError(f"{path} must hold 2 names or more on each line, single words, each once; {what}")
+    return kinds
+
+
+def renamed(text: str, kinds: Sequence[Sequence[str]], draw: random.Random) -> str:
+    """The same text with other names throughout: a model can know them only from the text before."""
+    words = set(re.findall(r"[A-Za-z]+", text))
+    other: dict[str, str] = {}
+    for kind in kinds:
+        found, free = [name for name in kind if name in words], [name for name in kind if name not in words]
+        other |= zip(found, draw.sample(free, min(len(found), len(free))), strict=False)
+    return re.sub(r"[A-Za-z]+", lambda match: other.get(match[0], match[0]), text)
+
+
 def pairs(settings: PairsConfig) -> tuple[list[dict], list[dict]]:
     """The records for train.jsonl and held_out.jsonl. What becomes of a story depends on (seed, its text) alone.
 
@@ -158,22 +190,24 @@ def pairs(settings: PairsConfig) -> tuple[list[dict], list[dict]]:
     limits = settings.least, settings.length - PROMPT_TOKENS
     cut = [list(passages(text, tokenizer, *limits))[: settings.passages] for text in texts]
     known = content_words([passage for story in cut for passage in story])
+    kinds = read_names(settings.names) if settings.names else []
     train: list[dict] = []
     held_out: list[dict] = []
     for text, story in zip(texts, cut, strict=True):
         draw = random.Random(f"{settings.seed}:{text}")
-        aside, plain = draw.random() < settings.held_out, draw.random() < settings.plain
-        if plain and not aside:
-            train.append({"text": text})
-            continue
-        for passage in story:
-            if settings.sentence and words_to_a_sentence(passage) > settings.sentence:
+        aside = draw.random() < settings.held_out
+        for telling in range(1 if aside else settings.tellings):
+            if draw.random() < settings.plain and not aside:
+                train.append({"text": renamed(text, kinds, draw) if telling else text})
                 continue
-            words = choose(passage, known, settings.words, draw)
-            prompt = ask(words)
-            size = len(tokenizer.encode(prompt)) + len(tokenizer.encode(passage)) + 6  # roles, ends, bos and eos
-            if len(words) == settings.words and size <= settings.length:
-                (held_out if aside else train).append({"prompt": prompt, "response": passage, "words": words})
+            for passage in story:
+                if settings.sentence and words_to_a_sentence(passage) > settings.sentence:
+                    continue
+                words = choose(passage, known, settings.words, draw)
+                prompt, response = ask(words), renamed(passage, kinds, draw) if telling else passage
+                size = len(tokenizer.encode(prompt)) + len(tokenizer.encode(response)) + 6  # roles, ends, bos and eos
+                if len(words) == settings.words and size <= settings.length:
+                    (held_out if aside else train).append({"prompt": prompt, "response": response, "words": words})
     if not any("prompt" in record for record in train) or (settings.held_out and not held_out):
         raise ValueError(f"the stories must give pairs on both sides, got {len(train)} and {len(held_out)} records")
     return train, held_out

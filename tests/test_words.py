@@ -103,6 +103,60 @@ def test_responses_of_long_sentences_can_be_left_out(stories, made):
         words.pairs(settings(stories, sentence=17.4))
 
 
+NAMES = "Ann Sue Eve\n\nTom Max Sam Jim\n"
+
+
+@pytest.fixture
+def names(tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_text(NAMES)
+    return path
+
+
+def test_names_change_throughout_a_text_and_stay_of_their_kind():
+    kinds = [["Ann", "Sue", "Eve"], ["Tom", "Max", "Sam", "Jim"]]
+    text = "Tom saw Sam. Sam, not Samson, saw Tom's hat; Ann saw nobody."
+    for seed in range(20):
+        told = words.renamed(text, kinds, random.Random(seed))
+        one, two, three = re.fullmatch(
+            r"(\w+) saw (\w+)\. \2, not Samson, saw \1's hat; (\w+) saw nobody\.", told
+        ).groups()
+        assert {one, two} == {"Max", "Jim"} and three in ("Sue", "Eve")
+    assert words.renamed("Ann, Sue and Eve.", kinds, random.Random(0)) == "Ann, Sue and Eve."  # none is free
+
+
+def test_a_story_is_told_again_with_other_names(stories, made, names):
+    train, held_out = words.pairs(settings(stories, names=names, tellings=3))
+    assert held_out == made[1]
+    told = [record.get("response", record.get("text")) for record in train]
+    assert {record.get("response", record.get("text")) for record in made[0]} <= set(told)
+    assert 2.5 * len(made[0]) < len(train) < 3.1 * len(made[0])
+    others = [text for text in told if not text.startswith("Tom")]
+    assert len(others) > 100 and all(re.match("(Max|Sam|Jim) number", text) and "Tom" not in text for text in others)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Ann\n", "a line has fewer"),
+        ("", "a line has fewer"),
+        ("Ann Sue\nTom Ann\n", "got 'Ann'"),
+        ("Ann 4\n", "got '4'"),
+    ],
+)
+def test_a_file_of_names_that_cannot_stand_for_each_other_is_refused(names, text, message):
+    names.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        words.read_names(names)
+
+
+def test_tellings_need_names(stories, tmp_path):
+    with pytest.raises(ValueError, match="tellings of 2 need names, a file of them; got none"):
+        settings(stories, tellings=2)
+    with pytest.raises(FileNotFoundError, match="names must be a file, got"):
+        words.pairs(settings(stories, names=tmp_path / "none.txt", tellings=2))
+
+
 def test_words_that_come_in_heaps_are_chosen_over_those_spread_evenly():
     passages = [f"then although the {topic} and the {topic} were here" for topic in TOPICS * 30]
     passages += ["nothing of note was said there at length"] * 2000
