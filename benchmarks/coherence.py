@@ -21,6 +21,7 @@ import trm_mlx
 from trm_mlx import PRETRAINED, checkpoint, config, data
 from trm_mlx.decode.sampling import SamplingConfig
 from trm_mlx.decode.stream import StreamConfig
+from trm_mlx.decode.words import WordsConfig
 from trm_mlx.generate import generate
 
 NAME = re.compile(r"(?<=[a-z,] )[A-Z][a-z]+")  # a capital within a sentence
@@ -43,6 +44,7 @@ class CoherenceConfig:
     json: Annotated[bool, "print one JSON object"] = False
     stream: StreamConfig = field(default_factory=lambda: StreamConfig(max_tokens=200))
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    words: WordsConfig = field(default_factory=WordsConfig)
 
     def __post_init__(self) -> None:
         if self.stories < 2:
@@ -125,7 +127,8 @@ def measure(settings: CoherenceConfig, say: Callable[[str], None] = lambda line:
     texts = texts[:: max(1, len(texts) // settings.stories)][: settings.stories]
     if len(texts) < 2:
         raise ValueError(f"the data must hold 2 stories longer than {settings.opening} words, got {len(texts)}")
-    model, options = checkpoint.load_model(settings.model), asdict(settings.stream) | asdict(settings.sampling)
+    model = checkpoint.load_model(settings.model)
+    options = asdict(settings.stream) | asdict(settings.sampling) | asdict(settings.words)
     written, told = [], []
     for number, text in enumerate(texts):
         prompt = opening(text, settings.opening)

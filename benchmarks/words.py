@@ -25,6 +25,7 @@ import trm_mlx
 from trm_mlx import PRETRAINED, checkpoint, config, data
 from trm_mlx.decode.sampling import SamplingConfig
 from trm_mlx.decode.stream import StreamConfig
+from trm_mlx.decode.words import WordsConfig
 from trm_mlx.generate import generate
 from trm_mlx.tokenizer import Tokenizer
 
@@ -77,6 +78,7 @@ class ScoreConfig:
     json: Annotated[bool, "print one JSON object"] = False
     stream: StreamConfig = field(default_factory=lambda: StreamConfig(max_tokens=220))
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    words: WordsConfig = field(default_factory=WordsConfig)
 
     def __post_init__(self) -> None:
         if self.prompts < 2:
@@ -249,7 +251,7 @@ def score(settings: ScoreConfig, say: Callable[[str], None] = lambda line: None)
         if folder is None:
             continue
         model = checkpoint.load_model(folder)
-        options, texts = asdict(settings.stream) | asdict(settings.sampling), []
+        options, texts = asdict(settings.stream) | asdict(settings.sampling) | asdict(settings.words), []
         for number, record in enumerate(records):
             options["seed"] = settings.sampling.seed + number
             prompt = record["prompt"] + ("" if chat else "\n\n")

@@ -52,7 +52,7 @@ WAYS = {
     "steered": (
         StreamConfig(stop=("ab", "e"), depth=1),
         SamplingConfig(top_p=0.9, repetition_penalty=1.3, frequency_penalty=0.2),
-        WordsConfig(ban=("th", "a"), bias=("#300=2",)),
+        WordsConfig(ban=("th", "a"), bias=("#300=2",), no_repeat_ngram=2),
     ),
     "typical": (StreamConfig(), SamplingConfig(typical_p=0.7, top_k=0), WordsConfig()),
 }

@@ -12,7 +12,7 @@ from test_stream import GREEDY, Script, pieces
 from trm_mlx.decode.sampling import SamplingConfig
 from trm_mlx.decode.search import SearchConfig, find
 from trm_mlx.decode.stream import StreamConfig, events
-from trm_mlx.decode.words import Words, WordsConfig, tokens_of
+from trm_mlx.decode.words import Words, WordsConfig, repeating, tokens_of
 from trm_mlx.tokenizer import Tokenizer
 
 pytest_plugins = ["tiny_folder"]
@@ -245,3 +245,59 @@ def test_a_bias_that_is_malformed_is_refused(text):
 def test_a_bias_for_what_is_no_token_is_refused(loaded, text, message):
     with pytest.raises(ValueError, match=message):
         Words(WordsConfig(bias=(text,)), loaded[1])
+
+
+# Runs that are not repeated.
+
+
+def runs(ids: list[int], size: int) -> list[tuple[int, ...]]:
+    """Those without a control token."""
+    found = [tuple(ids[at : at + size]) for at in range(len(ids) - size + 1)]
+    return [run for run in found if min(run) > Tokenizer.end]
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_ids_that_complete_a_run_are_those_that_followed_it(size):
+    draw, found = random.Random(size), 0
+    for length in range(size - 1, 60):
+        text = draw.choices((Tokenizer.end, 7, 8), (1, 6, 6), k=length)  # the first is a control token
+        had, ending = runs(text, size), tuple(text[length - size + 1 :])
+        assert repeating(text, size) == {token for token in range(12) if (*ending, token) in had}
+        found += len(repeating(text, size))
+    assert found > 10 and repeating([], size) == repeating([9] * (size - 1), size) == set()
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("search", [None, SearchConfig(beams=3), SearchConfig(best_of=2)])
+def test_no_run_is_written_twice_nor_one_of_the_prompt(loaded, size, search):
+    model, tokenizer = loaded
+    prompt = [tokenizer.bos, *tokenizer.encode("hello moon and the moon and the garden")]
+    length = StreamConfig(max_tokens=60)
+    sampling = GREEDY if search and search.beams else SamplingConfig(temperature=0.2)
+
+    def repeats(words: WordsConfig) -> int:
+        if search:
+            tokens = find(model, tokenizer, prompt, length, sampling, words, search).tokens
+        else:
+            tokens = [event.token for event in events(model, tokenizer, prompt, length, sampling, words)]
+        found = runs([*prompt, *tokens], size)
+        return len(found) - len({*found})
+
+    given = runs(prompt, size)
+    assert repeats(WordsConfig(no_repeat_ngram=size)) == len(given) - len({*given}) < repeats(WordsConfig())
+
+
+def test_a_run_comes_again_where_nothing_else_may(loaded):
+    tokenizer = loaded[1]
+    moon = tokenizer.encode("moon")[-1]
+    others = [f"#{token}=-100" for token in range(tokenizer.vocabulary) if token != moon]
+    words = WordsConfig(no_repeat_ngram=2, bias=(*others, f"#{moon}=100"))
+    model = Yearning([moon], tokenizer.vocabulary)
+    source = events(model, tokenizer, [tokenizer.bos, moon], StreamConfig(max_tokens=4), GREEDY, words)
+    assert [event.token for event in source] == [moon] * 4
+
+
+def test_a_run_must_be_of_two_tokens_or_more():
+    for size in (-1, 1):
+        with pytest.raises(ValueError, match=f"must be 0, which is off, or at least 2, got {size}"):
+            WordsConfig(no_repeat_ngram=size)

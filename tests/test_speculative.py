@@ -118,6 +118,7 @@ OPTIONS = {
     "stop": {"stop": ("e", "xyz")},
     "penalties": {"repetition_penalty": 1.3, "frequency_penalty": 0.4, "presence_penalty": 0.2},
     "words": {"ban": ("a", "th"), "bias": ("#300=3",)},
+    "runs": {"no_repeat_ngram": 2},
     "one token": {"max_tokens": 1},
     "two tokens": {"max_tokens": 2},
 }

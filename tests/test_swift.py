@@ -96,6 +96,7 @@ SAMPLED = [
     (GARDEN, "--seed 6 --top-p 0.8 --min-p 0.02 --typical-p 0.95 --temperature 0.6"),
     (FOX, "--seed 7 --repetition-penalty 1.15 --presence-penalty -0.5 --frequency-penalty 0.3"),
     (TIME, "--seed 8 --ban ' the' --ban a"),
+    (FOX, "--temperature 0 --no-repeat-ngram 3"),
     (GARDEN, "--seed 9 --bias 'queen=4' --bias '#300=-2.5' --bias fox=1e1"),
     (TIME, "--seed 10 --stop . --stop 'and the'"),
     (FOX, "--seed 11 --stop \u00e9 --stop ' w' --max-tokens 80"),
@@ -187,8 +188,8 @@ def test_a_prompt_comes_from_a_file_or_from_standard_input(swift, tmp_path):
         "--top-p 1.1", "--min-p -0.1", "--min-p 2", "--typical-p 0", "--repetition-penalty 0",
         "--presence-penalty 101", "--frequency-penalty -101", "--seed -1", "--seed 18446744073709551616",
         "--max-tokens 0", "--depth 0", "--depth 3", "--stop ''", "--ban ''", "--ban \ufffd", "--bias fox",
-        "--bias fox=101", "--bias '#4096=1'", "--bias unfriendly=1", "--other", "--temp 1", "--json=1",
-        "--max-tokens", "--prompt-file nowhere/prompt.txt",
+        "--bias fox=101", "--bias '#4096=1'", "--no-repeat-ngram 1", "--bias unfriendly=1", "--other", "--temp 1",
+        "--json=1", "--max-tokens", "--prompt-file nowhere/prompt.txt",
     ],
 )  # fmt: skip
 def test_what_python_refuses_swift_refuses_in_one_line(flags, swift, python):

@@ -88,7 +88,8 @@ class Maker:
         """One case; gives its text. `prompt` is a text or ids, `more` settings and what the model is."""
         ids = prompt if isinstance(prompt, list) else [self.tokenizer.bos, *self.encode(prompt)]
         seed, context = more.pop("model_seed", len(self.cases)), more.pop("context", 256)
-        words = WordsConfig(bias=tuple(more.pop("bias", ())), ban=tuple(more.pop("ban", ())))
+        bias, ban, run = tuple(more.pop("bias", ())), tuple(more.pop("ban", ())), more.pop("no_repeat_ngram", 0)
+        words = WordsConfig(bias=bias, ban=ban, no_repeat_ngram=run)
         for word in words.bias:
             word = word.rpartition("=")[0]
             self.encode(word), self.encode(" " + word)
@@ -236,11 +237,28 @@ def steered(make: Maker) -> None:
     make.add("the letter that a ban leaves to bytes", {**WILD, "seed": 5}, ban=["e", "a", "o"], max_tokens=24)
 
 
+def unrepeated(make: Maker) -> None:
+    """Runs that come once: of the prompt and of the text, cut by control tokens, against biases and penalties."""
+    t, moon, night = make.tokenizer, make.spelled(" moon")[0], make.spelled(" night")[0]
+    for run in (2, 3, 5):
+        make.add(f"runs of {run}", GREEDY, wanted=[moon, night] * 8, no_repeat_ngram=run)
+    make.add("a run of the prompt", GREEDY, [1, moon, night, moon], [night, moon, night], no_repeat_ngram=2)
+    make.add("a run longer than the text", GREEDY, [1, moon], [moon] * 6, no_repeat_ngram=9)
+    turn = [1, t.user, moon, night, t.end, t.assistant, moon]
+    make.add("a run of another turn", GREEDY, turn, [night, moon], no_repeat_ngram=2)
+    make.add("a run across control tokens", GREEDY, [1, 1, 1], [t.pad, t.pad, moon, t.pad, moon], no_repeat_ngram=2)
+    make.add("runs and an end", GREEDY, [1, moon, t.eos, moon], [t.eos], max_tokens=9, no_repeat_ngram=2)
+    bias = [f"#{moon}=90", f"#{night}=100"]
+    make.add("runs and bias", GREEDY, [1, moon], bias=bias, max_tokens=12, no_repeat_ngram=2)
+    make.add("runs, bans and penalties", {"frequency_penalty": -9.0, "top_k": 3}, [300], ban=["m"], max_tokens=20,
+             no_repeat_ngram=2)  # fmt: skip
+
+
 def document() -> str:
     """The whole text of `loop.json`."""
     tokenizer = Tokenizer.load(PRETRAINED / "tokenizer.model")
     make = Maker(tokenizer)
-    for group in (sampled, ended, stopped, steered):
+    for group in (sampled, ended, stopped, steered, unrepeated):
         group(make)
     spelled = [(piece if isinstance(piece, bytes) else piece.encode()).hex() for piece in tokenizer.pieces]
     lines = {

@@ -183,9 +183,10 @@ def chosen(logits: mx.array, texts: Sequence[Text], sampling: SamplingConfig, st
 def _changed(row: np.ndarray, text: Text, sampling: SamplingConfig, steered: Words) -> np.ndarray:
     """(V,) float64: steps 1 to 5 of `sampling`."""
     values, banned = doubles(row), steered.banned(text.tail)
+    biases = steered.biases([*text.request.prompt, *(event.token for event in text.events)])
     with np.errstate(all="ignore"):  # as in `sample`
-        if steered.bias or len(banned):
-            steer(values, steered.bias, banned)
+        if biases or len(banned):
+            steer(values, biases, banned)
         if text.history is not None:
             penalties = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
             penalize(values, text.history, *penalties)

@@ -82,7 +82,8 @@ def search(
     logits = np.array(reader.append(prompt))  # (W, V), W = 1 as yet
     while live and len(ended) < width:
         continued, parents = [], []
-        for text, parent, token, total in _likeliest(live, logits, steered, constraint, longest, width - len(ended)):
+        places = width - len(ended)
+        for text, parent, token, total in _likeliest(live, logits, prompt, steered, constraint, longest, places):
             tokens = (*text.tokens, token)
             state = constraint.grown(text.state, token) if constraint is not None else 0
             reason = _reason(tokens, tokenizer, settings.stop, longest, settings.max_tokens)
@@ -117,12 +118,19 @@ def settled(live: list[Text], ended: list[Text], longest: int, penalty: float) -
 
 
 def _likeliest(
-    live: list[Text], logits: np.ndarray, words: Words, constraint: Constraint | None, longest: int, places: int
+    live: list[Text],
+    logits: np.ndarray,
+    prompt: Sequence[int],
+    words: Words,
+    constraint: Constraint | None,
+    longest: int,
+    places: int,
 ) -> list[tuple[Text, int, int, float]]:
     """(text, its row, next token, log-probability with it) of the likeliest continuations, best first."""
     totals = np.stack([doubles(row) for row in logits])  # (W, V)
-    for token, amount in words.bias.items():
-        totals[:, token] += amount
+    for text, row in zip(live, totals, strict=True):
+        for token, amount in words.biases([*prompt, *text.tokens]).items():
+            row[token] += amount
     totals = logarithms(totals) + np.array([[text.log_probability] for text in live])
     for text, row in zip(live, totals, strict=True):
         row[words.banned(text.tail)] = -np.inf

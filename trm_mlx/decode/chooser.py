@@ -32,6 +32,7 @@ class Chooser:
         self.sampling, self.steered, self.constraint, self.most = sampling, steered, constraint, most
         self.states = [0 if constraint is None else constraint.start]  # like tails
         self.history = History(vocabulary, prompt) if sampling.remembers else None
+        self.prompt = prompt
         self.tokens: list[int] = []  # written so far
         self.tails = [steered.tail(prompt)]  # before each of them, and after the last
 
@@ -84,7 +85,8 @@ class Chooser:
         allowed = None
         if self.constraint is not None:
             allowed = self.constraint.allowed(self.states[-1], self.most - len(self.tokens))
-        return self.history or (), self.steered.bias, self.steered.banned(self.tails[-1]), allowed
+        biases = self.steered.biases([*self.prompt, *self.tokens])
+        return self.history or (), biases, self.steered.banned(self.tails[-1]), allowed
 
 
 def plainly(text: StepModel, ids: Sequence[int], most: int, chooser: Chooser) -> Iterator[int]:

@@ -1,14 +1,16 @@
-"""Words to favour, and words that must never be written.
+"""Words to favour, words that must never be written, and runs of tokens not to write again.
 
 A bias is for words of one token. A ban is for any text, and is about the text and not about tokens: whatever
 tokens spell it, pieces or single bytes, the last of them is forbidden. It is found in bytes, as these are what
 every token stands for, and what makes no whole character is written as U+FFFD, which no banned text may hold.
+A repeated run is about tokens, and is a bias: what would complete it is e^100 times less likely, and comes only
+where nothing else may.
 
 Shapes: V vocabulary.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -31,6 +33,7 @@ class WordsConfig:
         '"#300=-2.5" to that of id 300',
     ] = ()
     ban: Annotated[tuple[str, ...], "texts that must not be written, not even inside a word; letter case counts"] = ()
+    no_repeat_ngram: Annotated[int, "tokens in a run that is not written if the text so far has it; 0 is off"] = 0
 
     def __post_init__(self) -> None:
         for name, texts in (("bias", self.bias), ("ban", self.ban)):
@@ -42,6 +45,8 @@ class WordsConfig:
             utf8(text)
             if not text or "\ufffd" in text:
                 raise ValueError(f"a banned text must not be empty or hold U+FFFD, got {text!r}")
+        if self.no_repeat_ngram < 0 or self.no_repeat_ngram == 1:
+            raise ValueError(f"no_repeat_ngram must be 0, which is off, or at least 2, got {self.no_repeat_ngram}")
 
 
 NO_WORDS = WordsConfig()
@@ -68,13 +73,12 @@ def parted(text: str) -> tuple[str, float]:
 class Words:
     """What a `WordsConfig` means for one tokenizer.
 
-    `bias` maps ids to what is added to their logits; for the same id, amounts add up in the order given.
-
     Raises:
         ValueError: an id lies outside the vocabulary, or a word to favour is no single token.
     """
 
     def __init__(self, settings: WordsConfig, tokenizer: Tokenizer) -> None:
+        self.run = settings.no_repeat_ngram
         self.bias: dict[int, float] = {}
         for word, amount in map(parted, settings.bias):
             for token in tokens_of(word, tokenizer):
@@ -94,8 +98,17 @@ class Words:
 
     @property
     def steers(self) -> bool:
-        """Whether there is anything to favour or to ban."""
-        return bool(self.bias or self.reach)
+        """Whether there is anything to favour, to ban or not to repeat."""
+        return bool(self.bias or self.reach or self.run)
+
+    def biases(self, text: Sequence[int]) -> Mapping[int, float]:
+        """What to add to the logits of ids after a text, its prompt included.
+
+        For the same id amounts add up, in the order given and a run's last.
+        """
+        if not self.run:
+            return self.bias
+        return self.bias | {token: self.bias.get(token, 0.0) - LARGEST for token in repeating(text, self.run)}
 
     def _where(self, completes) -> np.ndarray:
         return np.array([token for token, piece in enumerate(self.spelled) if completes(piece)], dtype=np.int64)
@@ -121,6 +134,24 @@ class Words:
         if not self.reach:
             return self.always
         return np.concatenate([self.always, *(ids for begun, ids in self.after if tail.endswith(begun))])
+
+
+def repeating(text: Sequence[int], run: int) -> set[int]:
+    """The ids that would complete a run of so many tokens, at least 2, that the text has; no run has a control token.
+
+    Source: no_repeat_ngram_size of fairseq and transformers, where such ids are forbidden.
+    """
+    text = list(text)
+    begun, found, at = text[1 - run :], set(), run - 2
+    if len(text) < run or min(begun) <= LAST_CONTROL:
+        return found
+    while True:
+        try:
+            at = text.index(begun[-1], at, -1) + 1
+        except ValueError:
+            return found
+        if text[at - run + 1 : at] == begun and text[at] > LAST_CONTROL:
+            found.add(text[at])
 
 
 def tokens_of(word: str, tokenizer: Tokenizer) -> list[int]:

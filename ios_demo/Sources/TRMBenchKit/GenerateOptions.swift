@@ -24,6 +24,7 @@ public struct GenerateOptions: Equatable, Sendable {
           --seed N                64-bit number that fixes every draw (default: 0)
           --bias WORD=X           added to the logits of a word of one token, or of "#ID"; may be given again
           --ban TEXT              never written, whatever tokens spell it; may be given again
+          --no-repeat-ngram N     tokens in a run that is not written if the text so far has it (default: 0, off)
 
         Text goes to standard output as it comes, times to standard error. Ctrl-C stops it and keeps what was written.
         Exits with 0 when done, 2 if asked wrongly, 3 if this machine cannot, 130 after Ctrl-C, 1 on failure.
@@ -44,7 +45,7 @@ public struct GenerateOptions: Equatable, Sendable {
             valued: [
                 "--model", "--prompt", "--prompt-file", "--max-tokens", "--depth", "--temperature", "--top-k",
                 "--top-p", "--min-p", "--typical-p", "--repetition-penalty", "--presence-penalty",
-                "--frequency-penalty", "--seed",
+                "--frequency-penalty", "--seed", "--no-repeat-ngram",
             ], listed: ["--stop", "--bias", "--ban"], plain: ["--chat", "--json"])
         guard let folder = try found.name("--model") else { throw UsageError("give --model DIR; see --help") }
         model = folder
@@ -78,6 +79,7 @@ public struct GenerateOptions: Equatable, Sendable {
         made.sampling = draw
         made.stop = found.texts("--stop")
         made.words = WordsConfig(bias: found.texts("--bias"), ban: found.texts("--ban"))
+        try set(&made.words.noRepeatNgram, "--no-repeat-ngram", count)
         try made.check()
         return made
     }

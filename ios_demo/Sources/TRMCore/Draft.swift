@@ -4,6 +4,7 @@ struct Draft {
     private let words: Words
     private let ends: [Int32]
     private let maxTokens: Int
+    private var text: [Int32]  // the prompt's tokens included
     private var history: History?
     private var tail: [UInt8]
     private var decoder: any TextStream
@@ -16,6 +17,7 @@ struct Draft {
         words = try Words(settings.words, codec)
         ends = [codec.eos, codec.end]
         maxTokens = settings.maxTokens
+        text = prompt
         history = settings.sampling.remembers ? try History(vocabulary: codec.vocabulary, ids: prompt) : nil
         tail = words.tail(prompt)
         decoder = try codec.stream()
@@ -24,8 +26,8 @@ struct Draft {
 
     /// The next token; `add` must follow.
     func choose(_ scores: [Float]) throws -> Int32 {
-        let banned = words.banned(tail)
-        return try sampler.sample(logits: scores, step: step, history: history, bias: words.bias, banned: banned)
+        let (bias, banned) = (words.biases(after: text), words.banned(tail))
+        return try sampler.sample(logits: scores, step: step, history: history, bias: bias, banned: banned)
     }
 
     /// Writes a token.
@@ -35,12 +37,13 @@ struct Draft {
     mutating func add(_ id: Int32, or otherwise: StopReason?) throws -> (text: String, reason: StopReason?) {
         if ends.contains(id) { return (try rest(), .end) }
         try history?.add(id)
+        text.append(id)
         tail = words.grown(tail, id)
         step += 1
-        let text = try scanner.push(decoder.push(id))
+        let certain = try scanner.push(decoder.push(id))
         let reason = scanner.found ? .stop : step == maxTokens ? .length : otherwise
-        guard let reason else { return (text, nil) }
-        let whole = text + (try rest())
+        guard let reason else { return (certain, nil) }
+        let whole = certain + (try rest())
         return (whole, scanner.found ? .stop : reason)
     }
 

@@ -3,16 +3,21 @@
 /// A bias is for words of one token. A ban is for any text, and is about the text and not about tokens: whatever
 /// tokens spell it, pieces or single bytes, the last of them is forbidden. It is found in bytes, as these are what
 /// every token stands for, and what makes no whole character is written as U+FFFD, which no banned text may hold.
+/// A repeated run is about tokens, and is a bias: what would complete it is e^100 times less likely, and comes only
+/// where nothing else may.
 public struct WordsConfig: Sendable, Codable, Equatable {
     /// "fox=-2.5" adds -2.5 to the logits of fox and of fox after a space, each if it is one token; "#300=-2.5" to
     /// that of id 300.
     public var bias: [String] = []
     /// Texts that must not be written, not even inside a word; letter case counts.
     public var ban: [String] = []
+    /// Tokens in a run that is not written if the text so far has it; 0 is off.
+    public var noRepeatNgram = 0
 
-    public init(bias: [String] = [], ban: [String] = []) {
+    public init(bias: [String] = [], ban: [String] = [], noRepeatNgram: Int = 0) {
         self.bias = bias
         self.ban = ban
+        self.noRepeatNgram = noRepeatNgram
     }
 
     /// Keys that are missing keep their defaults.
@@ -20,20 +25,27 @@ public struct WordsConfig: Sendable, Codable, Equatable {
         let values = try decoder.values(CodingKeys.self)
         bias = try values.value(.bias, or: bias)
         ban = try values.value(.ban, or: ban)
+        noRepeatNgram = try values.value(.noRepeatNgram, or: noRepeatNgram)
         try check()
     }
 
-    /// Throws the first text that cannot be a bias or a ban.
+    /// Throws the first text that cannot be a bias or a ban, or a run that is out of range.
     public func check() throws {
         for text in bias { _ = try parted(text) }
         for text in ban where text.isEmpty || text.unicodeScalars.contains("\u{FFFD}") {
             let must = "not be empty or hold U+FFFD"
             throw GenerationError.setting(name: "a banned text", must: must, found: "\"\(text)\"")
         }
+        guard noRepeatNgram == 0 || noRepeatNgram >= 2 else {
+            let name = CodingKeys.noRepeatNgram.rawValue
+            let must = "be 0, which is off, or at least 2"
+            throw GenerationError.setting(name: name, must: must, found: "\(noRepeatNgram)")
+        }
     }
 
     enum CodingKeys: String, CodingKey {
         case bias, ban
+        case noRepeatNgram = "no_repeat_ngram"
     }
 }
 
@@ -51,8 +63,8 @@ private func parted(_ text: String) throws -> (word: String, amount: Double) {
 
 /// What a `WordsConfig` means for one tokenizer.
 struct Words {
-    /// What is added to the logits of ids; amounts for the same id add up in the order given.
-    private(set) var bias: [Int32: Double] = [:]
+    private var bias: [Int32: Double] = [:]
+    private var run = 0  // tokens of a run that comes once; 0 for any
     private var reach = 0  // bytes of the longest ban; 0 without bans
     private var spelled: [[UInt8]] = []  // the bytes of each token
     private var always: [Int32] = []
@@ -62,6 +74,7 @@ struct Words {
     init(_ settings: WordsConfig, _ codec: some TextCodec) throws {
         try settings.check()
         lastControl = codec.end
+        run = settings.noRepeatNgram
         for text in settings.bias {
             let (word, amount) = try parted(text)
             for id in try tokens(of: word, codec) { bias[id, default: 0] += amount }
@@ -78,6 +91,27 @@ struct Words {
     init(bans: [[UInt8]], pieces: [[UInt8]], lastControl: Int32) {
         self.lastControl = lastControl
         ban(bans, pieces)
+    }
+
+    /// What to add to the logits of ids after a text, its prompt included.
+    ///
+    /// For the same id amounts add up, in the order given and a run's last.
+    func biases(after text: [Int32]) -> [Int32: Double] {
+        guard run > 0 else { return bias }
+        var found = bias
+        for id in repeating(text) { found[id, default: 0] -= SamplingConfig.largest }
+        return found
+    }
+
+    /// The ids that would complete a run that the text has; no run has a control token.
+    ///
+    /// Source: no_repeat_ngram_size of fairseq and transformers, where such ids are forbidden.
+    private func repeating(_ text: [Int32]) -> Set<Int32> {
+        let begun = text.suffix(run - 1)
+        guard text.count >= run, begun.allSatisfy({ $0 > lastControl }) else { return [] }
+        let ends = (run - 1)..<text.count
+        let found = ends.lazy.filter { text[$0] > lastControl && text[($0 - run + 1)..<$0] == begun }
+        return Set(found.map { text[$0] })
     }
 
     private mutating func ban(_ bans: [[UInt8]], _ pieces: [[UInt8]]) {

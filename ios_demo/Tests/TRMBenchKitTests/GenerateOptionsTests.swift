@@ -14,13 +14,13 @@ import Testing
         let words =
             "--model=a --prompt= --chat --json --max-tokens 9 --depth 2 --temperature 0.5 --top-k 7 --top-p 0.9 "
             + "--min-p 1e-1 --typical-p 0.7 --repetition-penalty 1.1 --presence-penalty -2 --frequency-penalty 3 "
-            + "--seed 18446744073709551615 --stop b --stop=c=d --bias fox=-2.5 --bias #3=1 --ban --json"
+            + "--seed 18446744073709551615 --stop b --stop=c=d --bias fox=-2.5 --bias #3=1 --ban --json --no-repeat-ngram 4"
         let found = try GenerateOptions(words.split(separator: " ").map(String.init))
         #expect(found.prompt == "" && found.chat && found.json)
         let sampling = SamplingConfig(
             temperature: 0.5, topK: 7, topP: 0.9, minP: 0.1, typicalP: 0.7, repetitionPenalty: 1.1,
             presencePenalty: -2, frequencyPenalty: 3, seed: .max)
-        let steer = WordsConfig(bias: ["fox=-2.5", "#3=1"], ban: ["--json"])
+        let steer = WordsConfig(bias: ["fox=-2.5", "#3=1"], ban: ["--json"], noRepeatNgram: 4)
         let wanted = GenerationSettings(
             maxTokens: 9, depth: 2, stop: ["b", "c=d"], sampling: sampling, words: steer)
         #expect(found.settings == wanted)

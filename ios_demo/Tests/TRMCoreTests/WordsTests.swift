@@ -35,8 +35,25 @@ struct WordsTests {
     }
 
     @Test func biasesOfOneTokenAddUp() throws {
-        #expect(try words(bias: ["#300=1.5", "#301=1e0", "#300=-0.25"]).bias == [300: 1.25, 301: 1])
-        #expect(try words(bias: ["==2"]).bias.values.allSatisfy { $0 == 2 })
+        let bias = ["#300=1.5", "#301=1e0", "#300=-0.25"]
+        #expect(try words(bias: bias).biases(after: [300, 301, 300]) == [300: 1.25, 301: 1])
+        #expect(try words(bias: ["==2"]).biases(after: []).values.allSatisfy { $0 == 2 })
+    }
+
+    @Test func whatCompletesARunIsUnlikelyAndBiasesStillCount() throws {
+        let words = try Words(WordsConfig(bias: ["#301=2"], noRepeatNgram: 2), LoopTests.codec.get())
+        #expect(words.biases(after: [300, 301, 300]) == [301: -98])
+        #expect(words.biases(after: [300, 301, 300, 302, 300]) == [301: -98, 302: -100])
+        #expect(words.biases(after: [300, 3, 300]) == [301: 2])  // not across a control token
+        #expect(words.biases(after: [3, 300, 3]) == [301: 2])
+        #expect(words.biases(after: [300]) == [301: 2] && words.biases(after: []) == [301: 2])
+    }
+
+    @Test(arguments: [-1, 1])
+    func runsOfFewerThanTwoTokensAreRefused(_ run: Int) {
+        let error = #expect(throws: GenerationError.self) { try WordsConfig(noRepeatNgram: run).check() }
+        let line = "no_repeat_ngram must be 0, which is off, or at least 2"
+        #expect(error?.errorDescription?.hasPrefix(line) == true)
     }
 
     @Test(arguments: [
