@@ -66,6 +66,13 @@ def test_a_word_longer_than_sentencepiece_allows_is_learnt_from():
     assert len(tokenizer.encode(word)) < len(word) / 1.5
 
 
+def test_a_vocabulary_of_text_without_spaces_keeps_those_of_other_text():
+    letters = random.Random(0)
+    tokenizer = Tokenizer(learn(["".join(letters.choice("abcde\u65e5\u672c") for _ in range(4_000))], 320))
+    for text in ("a b", "  a\n b ", "\u2581 \u2581", "c\u65e5 \u00e9"):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
 def test_a_lone_surrogate_in_a_document_is_refused():
     with pytest.raises(ValueError, match=r"lone surrogate U\+D800"):
         learn(["a\ud800"], 320)

@@ -103,6 +103,7 @@ def _train(chosen: list[str], vocabulary: int) -> bytes:
                 remove_extra_whitespaces=False,
                 allow_whitespace_only_pieces=True,
                 split_digits=True,
+                required_chars=SPACE,  # a text without a space is no reason to lose those of others
                 control_symbols=list(CONTROL),
                 unk_id=UNKNOWN,
                 bos_id=BOS,
