@@ -21,7 +21,7 @@ APP_FOLDERS := $(patsubst ios_demo/%,%,$(wildcard $(addprefix ios_demo/,Package.
 demo: $(VENV)/.demo
 	@$(BIN)/python -m trm_mlx doctor
 	@echo
-	$(BIN)/python -m trm_mlx.generate --prompt "One morning the little fox" --temperature 0.6 --repetition-penalty 1.1 --seed 3
+	$(BIN)/python -m trm_mlx.generate --prompt "One morning the little fox" --temperature 0.6 --repetition-penalty 1.1 --no-repeat-ngram 6 --seed 5
 
 # A run that is there, whole or stopped by Ctrl-C, is gone on with; only its owner removes it. docs/alice.txt is
 # Alice's Adventures in Wonderland by Lewis Carroll, 1865, in the public domain; see docs/choices.md for the settings.
